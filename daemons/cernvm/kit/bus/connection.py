@@ -1,0 +1,252 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""Connections to the system bus: one for daemons (asyncio), one for commands (blocking).
+
+`Bus` belongs to the asyncio thread; its messages are read by the GLib thread, whose only work is to hand them over.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ctypes
+import functools
+import logging
+import threading
+from collections.abc import Callable
+from typing import Any, Final, Self
+
+import dbus
+import dbus.lowlevel
+from dbus.mainloop.glib import DBusGMainLoop, threads_init
+
+from ..errors import Problem, sentence
+from . import values
+from .objects import BusObject
+from .serving import Serving
+
+log = logging.getLogger(__name__)
+
+ERROR_PREFIX: Final = "ch.cern.cernvm.Error."
+CALL_TIMEOUT: Final = 25.0
+"""Seconds that a call waits for its answer unless told otherwise."""
+
+_BUS: Final = ("org.freedesktop.DBus", "/org/freedesktop/DBus", "org.freedesktop.DBus")
+
+
+class BusError(Problem):
+    """A bus call failed; `name` is the D-Bus error name, `str()` the sentence that came with it."""
+
+    def __init__(self, name: str, text: str) -> None:
+        super().__init__(text)
+        self.name = name
+
+    @property
+    def ours(self) -> bool:
+        """Whether a CernVM daemon said this (otherwise the bus itself: no such service, no answer)."""
+        return self.name.startswith(ERROR_PREFIX)
+
+
+@functools.cache
+def _glib_loop() -> Any:
+    """Start the process's one GLib thread; returns the main loop that connections attach to."""
+    threads_init()
+    glib = ctypes.CDLL("libglib-2.0.so.0")
+    glib.g_main_loop_new.restype = ctypes.c_void_p
+    glib.g_main_loop_run.argtypes = [ctypes.c_void_p]
+    loop = glib.g_main_loop_new(None, 0)
+    threading.Thread(target=glib.g_main_loop_run, args=(loop,), daemon=True, name="glib").start()
+    return DBusGMainLoop()
+
+
+def _open(mainloop: Any) -> Any:
+    try:
+        connection = dbus.SystemBus(private=True, mainloop=mainloop)
+    except dbus.DBusException as error:
+        raise Problem(f"the system bus cannot be reached: {error.get_dbus_message()}") from error
+    connection.set_exit_on_disconnect(False)
+    return connection
+
+
+def _request(address: tuple[str, str, str], member: str, signature: str, args: tuple[Any, ...]) -> Any:
+    message = dbus.lowlevel.MethodCallMessage(*address, member)
+    if signature:
+        message.append(*values.arguments(signature, args), signature=signature)
+    return message
+
+
+def _result(reply: Any) -> Any:
+    """Return the value of a reply (None, one value, or a tuple).  Raises BusError for an error reply."""
+    args = [values.plain(a) for a in reply.get_args_list()]
+    if reply.get_type() == dbus.lowlevel.MESSAGE_TYPE_ERROR:
+        raise BusError(str(reply.get_error_name()), str(args[0]) if args else str(reply.get_error_name()))
+    return None if not args else args[0] if len(args) == 1 else tuple(args)
+
+
+class Bus:
+    """A daemon's connection to the system bus (DBUS_SYSTEM_BUS_ADDRESS is honoured)."""
+
+    def __init__(self) -> None:
+        self._connection: Any = None
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._serving: Serving | None = None
+        self._subscriptions: list[tuple[str, str, Callable[..., None]]] = []
+        self.lost = asyncio.Event()
+        """Set when the bus went away."""
+
+    @classmethod
+    def system(cls) -> Self:
+        """Return a connection to the system bus; enter it to connect.  Entering raises Problem."""
+        return cls()
+
+    async def __aenter__(self) -> Self:
+        self._loop = asyncio.get_running_loop()
+        self._connection = await asyncio.to_thread(_open, _glib_loop())
+        self._serving = Serving(self._connection, self._loop, self._uid_of)
+        self._connection.add_message_filter(self._filter)
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        if self._serving is not None:
+            await self._serving.finish()
+        self._connection.close()
+
+    async def own(self, name: str) -> None:
+        """Take the well-known `name`.  Raises Problem when another process has it or the policy forbids it."""
+        try:
+            answer = await asyncio.to_thread(self._connection.request_name, name, dbus.bus.NAME_FLAG_DO_NOT_QUEUE)
+        except dbus.DBusException as error:
+            raise Problem(f"{name}: the bus refuses this name: {error.get_dbus_message()}") from error
+        if answer not in (
+            dbus.bus.REQUEST_NAME_REPLY_PRIMARY_OWNER,
+            dbus.bus.REQUEST_NAME_REPLY_ALREADY_OWNER,
+        ):
+            raise Problem(f"{name}: another process owns this bus name; stop it first")
+
+    def export(self, path: str, obj: BusObject) -> None:
+        """Show `obj` at the object path `path`."""
+        assert self._serving is not None
+        self._serving.add(path, obj)
+
+    def unexport(self, path: str) -> None:
+        """Take away the object at `path`."""
+        assert self._serving is not None
+        self._serving.remove(path)
+
+    async def call(
+        self,
+        name: str,
+        path: str,
+        interface: str,
+        member: str,
+        signature: str = "",
+        *args: Any,
+        timeout: float = CALL_TIMEOUT,
+    ) -> Any:
+        """Call a method; returns plain Python (a tuple for several results).
+
+        `timeout` in seconds.  Raises BusError.
+        """
+        loop = asyncio.get_running_loop()
+        future: asyncio.Future[Any] = loop.create_future()
+
+        def answered(reply: Any) -> None:  # in the GLib thread
+            loop.call_soon_threadsafe(_settle, future, reply)
+
+        message = _request((name, path, interface), member, signature, args)
+        try:
+            self._connection.send_message_with_reply(message, answered, timeout)
+        except dbus.DBusException as error:
+            raise BusError(str(error.get_dbus_name()), f"{name}: {error.get_dbus_message()}") from error
+        return _result(await asyncio.wait_for(future, timeout + 5.0))
+
+    async def get(self, name: str, path: str, interface: str, prop: str, *, timeout: float = CALL_TIMEOUT) -> Any:
+        """Return the value of a property as plain Python.  Raises BusError."""
+        return await self.call(name, path, dbus.PROPERTIES_IFACE, "Get", "ss", interface, prop, timeout=timeout)
+
+    def subscribe(self, interface: str, member: str, callback: Callable[..., None]) -> None:
+        """Call `callback(path, *values)` on the asyncio loop at each such signal from anybody."""
+        self._subscriptions.append((interface, member, callback))
+        self._connection.add_match_string_non_blocking(f"type='signal',interface='{interface}',member='{member}'")
+
+    async def _uid_of(self, sender: str) -> int:
+        return int(await self.call(*_BUS, "GetConnectionUnixUser", "s", sender))
+
+    def _filter(self, _connection: Any, message: Any) -> int:
+        """Sort an incoming message; runs in the GLib thread, hands everything over, never raises."""
+        kind = message.get_type()
+        assert self._loop is not None
+        if self._loop.is_closed():
+            return int(dbus.lowlevel.HANDLER_RESULT_NOT_YET_HANDLED)
+        if kind == dbus.lowlevel.MESSAGE_TYPE_METHOD_CALL and self._serving is not None:
+            self._loop.call_soon_threadsafe(self._serving.accept, message)
+            return int(dbus.lowlevel.HANDLER_RESULT_HANDLED)
+        if kind == dbus.lowlevel.MESSAGE_TYPE_SIGNAL:
+            self._loop.call_soon_threadsafe(self._signal, message)
+        return int(dbus.lowlevel.HANDLER_RESULT_NOT_YET_HANDLED)
+
+    def _signal(self, message: Any) -> None:
+        interface, member = message.get_interface(), message.get_member()
+        if interface == "org.freedesktop.DBus.Local" and member == "Disconnected":
+            log.error("the system bus went away")
+            self.lost.set()
+        args = [values.plain(a) for a in message.get_args_list()]
+        for wanted_interface, wanted_member, callback in self._subscriptions:
+            if (interface, member) == (wanted_interface, wanted_member):
+                try:
+                    callback(str(message.get_path()), *args)
+                except Exception as error:
+                    log.error("handling signal %s.%s: %s", interface, member, sentence(error), exc_info=True)
+
+
+def _settle(future: asyncio.Future[Any], reply: Any) -> None:
+    if not future.done():
+        future.set_result(reply)
+
+
+class SyncBus:
+    """A command's blocking connection to the system bus; for one thread."""
+
+    def __init__(self) -> None:
+        self._connection: Any = None
+
+    @classmethod
+    def system(cls) -> Self:
+        """Return a connection to the system bus; enter it to connect.  Entering raises Problem."""
+        return cls()
+
+    def __enter__(self) -> Self:
+        self._connection = _open(None)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._connection.close()
+
+    def call(
+        self,
+        name: str,
+        path: str,
+        interface: str,
+        member: str,
+        signature: str = "",
+        *args: Any,
+        timeout: float = CALL_TIMEOUT,
+    ) -> Any:
+        """Call a method; returns plain Python (a tuple for several results).
+
+        `timeout` in seconds.  Raises BusError.
+        """
+        message = _request((name, path, interface), member, signature, args)
+        try:
+            reply = self._connection.send_message_with_reply_and_block(message, timeout)
+        except dbus.DBusException as error:
+            text = error.get_dbus_message() or str(error)
+            raise BusError(str(error.get_dbus_name()), text) from error
+        return _result(reply)
+
+    def get(self, name: str, path: str, interface: str, prop: str) -> Any:
+        """Return the value of a property as plain Python.  Raises BusError."""
+        return self.call(name, path, dbus.PROPERTIES_IFACE, "Get", "ss", interface, prop)
+
+    def get_all(self, name: str, path: str, interface: str) -> dict[str, Any]:
+        """Return all properties of an interface as plain Python.  Raises BusError."""
+        result: dict[str, Any] = self.call(name, path, dbus.PROPERTIES_IFACE, "GetAll", "s", interface)
+        return result
