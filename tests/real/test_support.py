@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import ssl
 import urllib.request
 from pathlib import Path
@@ -52,6 +51,12 @@ def test_a_server_that_ends_at_once_is_told_with_its_log(tmp_path: Path) -> None
         Server(command, log=tmp_path / "log", ready=lambda: False).start()
 
 
+def mechanism(client: slixmpp.ClientXMPP) -> str:
+    chosen = client.plugin["feature_mechanisms"].mech
+    assert chosen is not None
+    return str(chosen.name)
+
+
 def login(server: Prosody, name: str, password: str) -> str:
     """Log in over TLS with the test authority; answers the mechanism used, or 'refused'."""
 
@@ -65,9 +70,7 @@ def login(server: Prosody, name: str, password: str) -> str:
             if not done.done():
                 done.set_result(text)
 
-        client.add_event_handler(
-            "session_start", lambda _: settle(client.plugin["feature_mechanisms"].mech.name)
-        )
+        client.add_event_handler("session_start", lambda _: settle(mechanism(client)))
         client.add_event_handler("failed_all_auth", lambda _: settle("refused"))
         connecting = client.connect(server.address, server.port)
         try:
@@ -90,4 +93,4 @@ def test_prosody_takes_its_accounts_and_no_other(tmp_path: Path) -> None:
         assert login(server, "agent1", "p w1").startswith("SCRAM-")
         pid = server.pid
     assert not alive(pid)
-    assert not (os.stat(tmp_path / "data").st_mode & 0o077)
+    assert not ((tmp_path / "data").stat().st_mode & 0o077)

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """A private dbus-daemon of type `system`, so that services can be tried beside the machine's own bus.
 
-Without `policies` every user that may connect (the one that started it) may own and call everything.  With `policies`
-the daemon starts from the closed default of a real system bus and reads the `*.conf` of that directory: the way to
-test the policy files that the project ships.
+Without `policies` every user that may connect (the one that started it) may own and call everything.  With
+`policies` the daemon starts from the closed default of a real system bus and reads the `*.conf` of that
+directory: the way to test the policy files that the project ships.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """nginx serving one directory tree over HTTP on loopback, as a Stratum 1 does; its access log can be counted.
 
-One process (no master), as the user who starts it, with every path inside a directory of its own.  Needs no module.
+One process (no master), as the user who starts it, with every path inside a directory of its own.  Needs no
+module.
 """
 
 from __future__ import annotations

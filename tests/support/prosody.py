@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""A real Prosody on loopback: TLS required (own CA), SCRAM, no in-band registration, no federation, no off-line store.
+"""A real Prosody on loopback: TLS required (own CA), SCRAM, no in-band registration, no federation, no
+off-line store.
 
-The accounts are made through prosodyctl.  The client rate limit of distributions (10 kB/s, which throttles a job
-manager to some 17 round trips a second) is not there, since mod_limits is not loaded.
+The accounts are made through prosodyctl.  The client rate limit of distributions (10 kB/s, which throttles
+a job manager to some 17 round trips a second) is not there, since mod_limits is not loaded.
 """
 
 from __future__ import annotations
@@ -145,7 +146,9 @@ class Prosody:
 
 
 def certificates(directory: Path, host: str) -> None:
-    """Write `ca.pem`, `server.pem` and `server.key` (0600) for `host` and 127.0.0.1 into `directory`, valid for a week."""
+    """Write `ca.pem`, `server.pem` and `server.key` (0600) for `host` and 127.0.0.1 into `directory`, valid
+    for a week.
+    """
     authority_key, key = ec.generate_private_key(ec.SECP256R1()), ec.generate_private_key(ec.SECP256R1())
     authority_name, name = _name("test authority"), _name(host)
     identifier = x509.SubjectKeyIdentifier.from_public_key(authority_key.public_key())

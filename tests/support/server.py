@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """One real server as a child process: started, probed until it answers, ended by its own process id.
 
-The child dies with the process that started it (also when that is killed), so that a killed test run leaves nothing.
+The child dies with the process that started it (also when that is killed), so that a killed test run leaves
+nothing.
 """
 
 from __future__ import annotations

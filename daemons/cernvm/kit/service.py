@@ -134,7 +134,7 @@ def run(service: Service[C], argv: Sequence[str] | None = None) -> int:
         stdout=sys.stdout,
         stderr=sys.stderr,
         signal_map={},
-        files_preserve=range(3, 1024),  # socket activation and the test harness pass descriptors
+        files_preserve=list(range(3, 1024)),  # socket activation and the test harness pass descriptors
     ):
         journal.set_up(service.name, options.log_level, detached=False)
         return _live(service, loaded, load, on_ready=lambda: None)
@@ -167,6 +167,7 @@ def _in_background(service: Service[C], loaded: C, load: Callable[[], C], option
             os.write(to_parent, bytes([status]) + text.encode())
 
     pid_file = TimeoutPIDLockFile(str(pid_path), acquire_timeout=0)
+    _forget_dead(pid_file)
     try:
         with DaemonContext(
             detach_process=True,
@@ -182,9 +183,22 @@ def _in_background(service: Service[C], loaded: C, load: Callable[[], C], option
         tell(UserMistake.exit_status, f"{pid_path}: {sentence(error)}")
         status = UserMistake.exit_status
     except LockError as error:
-        tell(UserMistake.exit_status, f"{pid_path}: {error or 'another one is running'}")
+        tell(UserMistake.exit_status, f"{error or pid_path}; is another one running?")
         status = UserMistake.exit_status
     os._exit(status)
+
+
+def _forget_dead(pid_file: TimeoutPIDLockFile) -> None:
+    """Break the lock of a process that is no more."""
+    pid = pid_file.read_pid()
+    if pid is None:
+        return
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        pid_file.break_lock()
+    except PermissionError:
+        return
 
 
 def _await_detached(name: str, answers: int) -> int:

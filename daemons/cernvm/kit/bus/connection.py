@@ -89,6 +89,7 @@ class Bus:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._serving: Serving | None = None
         self._subscriptions: list[tuple[str, str, Callable[..., None]]] = []
+        self._closing = False
         self.lost = asyncio.Event()
         """Set when the bus went away."""
 
@@ -107,6 +108,7 @@ class Bus:
     async def __aexit__(self, *_: object) -> None:
         if self._serving is not None:
             await self._serving.finish()
+        self._closing = True
         self._connection.close()
 
     async def own(self, name: str) -> None:
@@ -186,8 +188,10 @@ class Bus:
     def _signal(self, message: Any) -> None:
         interface, member = message.get_interface(), message.get_member()
         if interface == "org.freedesktop.DBus.Local" and member == "Disconnected":
-            log.error("the system bus went away")
+            if not self._closing:
+                log.error("the system bus went away")
             self.lost.set()
+            return
         args = [values.plain(a) for a in message.get_args_list()]
         for wanted_interface, wanted_member, callback in self._subscriptions:
             if (interface, member) == (wanted_interface, wanted_member):
