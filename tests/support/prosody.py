@@ -114,7 +114,7 @@ class Prosody:
         self._server.restart()
 
     def register(self, name: str, password: str) -> None:
-        """Make an account (the server may be running).  The password goes through standard input, not argv."""
+        """Make an account (the server may be running).  The password goes through standard input."""
         command = [find_program("prosodyctl"), "--config", str(self._config), "adduser", self.jid(name)]
         answer = subprocess.run(
             command, input=f"{password}\n{password}\n".encode(), capture_output=True, timeout=60, check=False

@@ -32,7 +32,7 @@ def free_port() -> int:
 
 
 def wait_until(true: Callable[[], bool], *, seconds: float, what: str) -> None:
-    """Return as soon as `true()` holds; raise TimeoutError naming `what` when it does not within `seconds`."""
+    """Return as soon as `true()` holds; raise TimeoutError naming `what` after `seconds`."""
     deadline = time.monotonic() + seconds
     while not true():
         if time.monotonic() > deadline:
