@@ -48,14 +48,14 @@ class Control(BusObject):
         self._count = 0
 
     @method("si", "sa{sv}")
-    async def Echo(self, text: str, number: int) -> tuple[str, dict[str, object]]:  # noqa: N802 - bus name
+    async def Echo(self, text: str, number: int) -> tuple[str, dict[str, object]]:
         self._count += 1
         self.changed("Count")
         self.Echoed(text, number)
         return text, {"number": number, "list": ["a"], "inner": {"x": 1.5}}
 
     @method("s", "")
-    async def Fail(self, kind: str) -> None:  # noqa: N802 - bus name
+    async def Fail(self, kind: str) -> None:
         if kind == "mistake":
             raise UserMistake("the toy cannot do that; ask for less")
         if kind == "late":
@@ -64,19 +64,19 @@ class Control(BusObject):
         raise RuntimeError("a bug")
 
     @method("", "u", caller=True)
-    async def Who(self, caller: Caller) -> int:  # noqa: N802 - bus name
+    async def Who(self, caller: Caller) -> int:
         return caller.uid
 
     @prop("u")
-    def Count(self) -> int:  # noqa: N802 - bus name
+    def Count(self) -> int:
         return self._count
 
     @prop("a{sv}")
-    def Facts(self) -> dict[str, object]:  # noqa: N802 - bus name
+    def Facts(self) -> dict[str, object]:
         return {"big": 1 << 40}
 
     @signal("si")
-    def Echoed(self, text: str, number: int) -> None: ...  # noqa: N802 - bus name
+    def Echoed(self, text: str, number: int) -> None: ...
 
 
 async def run(config: Config, life: Life[Config]) -> None:

@@ -60,13 +60,24 @@ def load(spec: str, path: Path, *, required: bool) -> Settings:
         first = error.errors[0] if getattr(error, "errors", None) else error
         where = f", line {first.line_number}" if first.line_number else ""
         raise UserMistake(f"{path}{where}: neither a [section] nor a 'key = value' line") from error
-    _refuse_unknown(config, path)
-    given = frozenset(_keys(config, ()))
     result = config.validate(Validator(), preserve_errors=True)
+    given = frozenset(_keys(config, ()))
+    _refuse_unknown(config, path)
     for sections, key, complaint in flatten_errors(config, result):
         place = f"[{' / '.join(sections)}] {key or ''}".rstrip()
         raise UserMistake(f"{path}: {place}: {_plain(complaint)}")
-    return Settings(path, config.dict(), given)
+    return Settings(path, _in_order(config.dict(), config.configspec), given)
+
+
+def _in_order(values: dict[str, Any], spec: Mapping[str, Any]) -> dict[str, Any]:
+    """Return `values` in the order in which the configspec names them, which is the order for a reader."""
+    names = [*(name for name in spec if name in values), *(name for name in values if name not in spec)]
+    return {
+        name: _in_order(values[name], spec.get(name, spec.get("__many__", {})))
+        if isinstance(values[name], dict)
+        else values[name]
+        for name in names
+    }
 
 
 def _plain(complaint: object) -> str:
@@ -74,11 +85,7 @@ def _plain(complaint: object) -> str:
 
 
 def _refuse_unknown(config: ConfigObj, path: Path) -> None:
-    """Raise for the first key or section that the configspec does not know.
-
-    Runs before validation, since validating adds the defaults and would hide what was meant.
-    """
-    config.validate(Validator(), preserve_errors=True, copy=False)
+    """Raise for the first key or section that the configspec does not know (of a validated `config`)."""
     for sections, name in get_extra_values(config):
         known: Any = config.configspec
         for section in sections:

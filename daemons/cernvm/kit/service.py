@@ -194,11 +194,11 @@ def _forget_dead(pid_file: TimeoutPIDLockFile) -> None:
     if pid is None:
         return
     try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
+        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except OSError:
+        state = "gone"
+    if state in ("gone", "Z", "X"):
         pid_file.break_lock()
-    except PermissionError:
-        return
 
 
 def _await_detached(name: str, answers: int) -> int:

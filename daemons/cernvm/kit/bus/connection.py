@@ -10,11 +10,13 @@ import asyncio
 import ctypes
 import functools
 import logging
+import os
 import threading
 from collections.abc import Callable
 from typing import Any, Final, Self
 
 import dbus
+import dbus.bus
 import dbus.lowlevel
 from dbus.mainloop.glib import DBusGMainLoop, threads_init
 
@@ -58,8 +60,10 @@ def _glib_loop() -> Any:
 
 
 def _open(mainloop: Any) -> Any:
+    # by address, since libdbus reads the variable once per process and tests run several buses in one
+    address = os.environ.get("DBUS_SYSTEM_BUS_ADDRESS", "unix:path=/run/dbus/system_bus_socket")
     try:
-        connection = dbus.SystemBus(private=True, mainloop=mainloop)
+        connection = dbus.bus.BusConnection(address, mainloop=mainloop)
     except dbus.DBusException as error:
         raise Problem(f"the system bus cannot be reached: {error.get_dbus_message()}") from error
     connection.set_exit_on_disconnect(False)
