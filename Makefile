@@ -23,7 +23,7 @@ COMMANDS := cvmfs-server cvmfsctl copilotctl
 MANPAGES := $(patsubst docs/man/%.rst,build/man/%,$(wildcard docs/man/*.rst))
 MODULES := $(shell find daemons/cernvm -name '*.py' -o -name py.typed | sort)
 
-.PHONY: help setup check test unit demo bench install rpm docs clean
+.PHONY: help setup check test unit demo bench install rpm docs manpages clean
 .DEFAULT_GOAL := help
 
 help: ## this list
@@ -48,7 +48,9 @@ bench: setup ## measure one AREA= into build/bench/AREA.json
 	$(VENV)/python -m bench $(AREA)
 
 docs: setup ## man pages into build/man
-	@$(MAKE) --no-print-directory $(MANPAGES)
+	@$(MAKE) --no-print-directory manpages
+
+manpages: $(MANPAGES)
 
 build/man/%: docs/man/%.rst
 	@mkdir -p $(@D)
@@ -60,7 +62,7 @@ install: $(MANPAGES) ## install into DESTDIR= with PREFIX=/usr
 	set -e; for name in $(DAEMONS); do \
 	  $(call launcher,cernvm.$$(echo $$name | tr - _).__main__,$(SBINDIR)/$$name); \
 	  install -D -m 644 systemd/system/$$name.service $(DESTDIR)$(UNITDIR)/$$name.service; \
-	  install -D -m 640 etc/cernvm/$$name.conf $(DESTDIR)$(SYSCONFDIR)/cernvm/$$name.conf; done
+	  install -D -m 644 etc/cernvm/$$name.conf $(DESTDIR)$(SYSCONFDIR)/cernvm/$$name.conf; done
 	set -e; for name in $(COMMANDS); do \
 	  $(call launcher,cernvm.cli.$$(echo $$name | tr - _),$(BINDIR)/$$name); done
 	install -D -m 644 -t $(DESTDIR)$(UNITDIR) systemd/system/cernvm.target
