@@ -99,6 +99,7 @@ class Server:
                 stderr=output,
                 env=environment,
                 preexec_fn=die_with_parent,
+                process_group=0,  # an interrupt typed at the terminal is for the one that started it
             )
         try:
             wait_until(self._up, seconds=seconds, what=f"{self._command[0]} answering")

@@ -28,12 +28,12 @@ def find_program(name: str) -> str:
     return found
 
 
-def die_with_parent() -> None:
-    """Ask the kernel to kill this process when its parent dies; for use as `preexec_fn`, or first thing in main.
+def die_with_parent(number: signal.Signals = signal.SIGKILL) -> None:
+    """Ask the kernel for the signal `number` when this process's parent dies; as `preexec_fn`, or first in main.
 
     The signal comes when the parent *thread* that forked ends, so fork from a thread that lives.  prctl(2).
     """
-    ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, number)
 
 
 def end(process: subprocess.Popen[bytes], grace: float = 5.0) -> int:
