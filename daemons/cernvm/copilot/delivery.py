@@ -56,9 +56,11 @@ class Delivery:
         self.duplicates = 0
         """Letters that arrived again."""
 
-    def send(self, to: Address, message: Message, now: float) -> Posted:
-        """Take responsibility for `message`; put the result on the wire."""
+    def send(self, to: Address, message: Message, now: float, *, once: bool = False) -> Posted:
+        """Put the result on the wire; unless `once`, `due` returns it again until its receipt comes."""
         posted = Posted(to, Letter(MessageId(self._new_id()), message))
+        if once:
+            return posted
         delays = self._resend.delays(self._random)
         self._pending[posted.envelope.id] = _Pending(posted, now + next(delays), delays)
         while len(self._pending) > MAX_PENDING:

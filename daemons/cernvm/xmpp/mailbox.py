@@ -66,9 +66,9 @@ class Mailbox:
     async def __aexit__(self, *exc: object) -> None:
         await self._stack.aclose()
 
-    def send(self, to: Address, message: Message) -> None:
-        """Send `message`, and again until it is receipted.  Too large a one is logged and dropped."""
-        posted = self._delivery.send(to, message, _now())
+    def send(self, to: Address, message: Message, *, once: bool = False) -> None:
+        """Send `message`, and unless `once` again until it is receipted.  Too large a one is logged and dropped."""
+        posted = self._delivery.send(to, message, _now(), once=once)
         self._post(posted.to, posted.envelope)
 
     def withdraw(self, wanted: Callable[[Message], bool]) -> None:

@@ -1,0 +1,394 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""The job manager's side of the protocol, as a state machine: messages and ticks in, messages and news out.
+
+All that must survive a restart is in the queue; what is kept here (who waits, where agents were last heard) may be lost
+at any time without harm.  The broker believes nobody: an agent may speak only about the attempt that it holds, and
+only the configured storage adapter may say that outputs are there.
+
+Thread rule: one owner, one thread.  `now` is the time in seconds since the epoch.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import OrderedDict
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Final
+
+from . import record as step
+from .errors import BadMessage, JobMistake, NoSuchJob
+from .job import ENDED, HELD, JobId, State, job_id, job_table
+from .messages import MAX_MESSAGE_BYTES, Address, Command, Json, Message, bare
+from .queue import Queue
+from .record import Output, Record, Report
+from .tokens import Grant
+
+MAX_AGENTS: Final = 20_000
+"""Agents remembered as waiting, and agents whose last address is remembered."""
+
+MAX_JOB_BYTES: Final = MAX_MESSAGE_BYTES // 2
+ASK_STORAGE_EVERY: Final = 15.0
+TOKEN_NAMES_BYTES: Final = 6000
+"""Names of at most this length together are written into a token; longer lists are compared at acceptance only."""
+
+
+@dataclass(frozen=True)
+class Rules:
+    """What the configuration decides."""
+
+    storage: Address
+    """The storage adapter's bare address."""
+    storage_url: str
+    """Base of its URLs, without a slash at the end."""
+    lease_seconds: float = 60.0
+    max_attempts: int = 3
+    storing_seconds: float = 6 * 3600.0
+    token_seconds: float = 24 * 3600.0
+
+
+@dataclass(frozen=True)
+class Send:
+    """Send `message` to `to`; with `once`, without repeating it until it is receipted."""
+
+    to: Address
+    message: Message
+    once: bool = False
+
+
+@dataclass(frozen=True)
+class Changed:
+    """The job has a new state, which is already durable."""
+
+    record: Record
+
+
+News = Send | Changed
+
+
+@dataclass(frozen=True)
+class Access:
+    """Where files of one kind are, and the token that opens the place."""
+
+    url: str
+    token: str
+
+
+class Broker:
+    """See the module.  `issue` signs a grant for the storage adapter."""
+
+    def __init__(self, queue: Queue, rules: Rules, issue: Callable[[Grant], str]) -> None:
+        self._queue = queue
+        self._rules = rules
+        self._issue = issue
+        self._waiting: OrderedDict[str, Address] = OrderedDict()
+        self._heard: OrderedDict[str, Address] = OrderedDict()
+        self._asked: dict[JobId, float] = {}
+        self.refused = 0
+        """Messages of agents about attempts that they do not hold."""
+
+    # What the submitter wants
+
+    def submit(self, record: Record) -> tuple[Changed, Access]:
+        """Take a new job in; the submitter uploads its inputs with the access given and then releases it."""
+        if len(json.dumps(job_table(record.job))) > MAX_JOB_BYTES:
+            raise JobMistake(
+                f"the job is too long for a message: its description may have {MAX_JOB_BYTES} characters; "
+                "put long arguments into an input file"
+            )
+        self._queue.add(record)
+        return Changed(record), self._input_access(record, "put", record.submitted)
+
+    def release(self, job: JobId, now: float) -> list[News]:
+        """The inputs are there; agents that wait are told.  Raises NoSuchJob, IllegalMove."""
+        return [Changed(self._queue.change(job, step.released)), *self._offers()]
+
+    def cancel(self, job: JobId, now: float) -> list[News]:
+        """End the job whatever it does.  Raises NoSuchJob, IllegalMove."""
+        before = self._queue.get(job)
+        after = self._queue.change(job, lambda record: step.cancelled(record, now))
+        news: list[News] = [Changed(after)]
+        if before.state in HELD and after.agent in self._heard:
+            news.append(self._stop(self._heard[after.agent], after, after.attempt))
+        return [*news, self._clean(after)]
+
+    def result_access(self, record: Record, now: float) -> Access:
+        """Access to the accepted outputs of a job."""
+        url = f"{self._rules.storage_url}/jobs/{record.job.id}/result/"
+        return Access(url, self._grant(record, "get", "output", None, 0, now))
+
+    # What time brings
+
+    def started(self, now: float) -> list[News]:
+        """The job manager has started: agents could not renew while it was away, so leases get a new term."""
+        self._queue.postpone(HELD, now + self._rules.lease_seconds)
+        return self.tick(now)
+
+    def tick(self, now: float) -> list[News]:
+        """Call about every second: ends leases, asks the storage adapter again, offers what waits."""
+        news: list[News] = []
+        for record in self._queue.select(HELD, due=now):
+            reason = f"agent {record.agent} was not heard of for {self._rules.lease_seconds:.0f} s"
+            news.append(self._return(record.job.id, record.attempt, reason, now))
+        for record in self._queue.select([State.STORING], due=now):
+            news += self._give_up(record, now)
+        for record in self._queue.select([State.STORING]):
+            if now - self._asked.get(record.job.id, 0.0) >= ASK_STORAGE_EVERY:
+                news.append(self._ask_storage(record, now))
+        return news + self._offers()
+
+    # What others say
+
+    def received(self, sender: Address, message: Message, now: float) -> list[News]:
+        """React to a message.  Raises BadMessage when it is not what the protocol says."""
+        if bare(sender) == bare(self._rules.storage):
+            return self._from_storage(message, now)
+        handler = self._handlers().get(message.command)
+        if handler is None:
+            return []
+        agent = f"{bare(sender)}/{message.text('agentID', longest=64)}"
+        _remember(self._heard, agent, sender)
+        return handler(agent, sender, message, now)
+
+    def _handlers(self) -> dict[str, Callable[[str, Address, Message, float], list[News]]]:
+        return {
+            Command.WANT_JOB: self._want_job,
+            Command.GET_JOB: self._get_job,
+            Command.HEARTBEAT: self._heartbeat,
+            Command.RELEASE_JOB: self._release_job,
+            Command.GET_OUTPUT_DIR: self._get_output_dir,
+            Command.JOB_DONE: self._job_done,
+        }
+
+    def _want_job(self, agent: str, sender: Address, message: Message, now: float) -> list[News]:
+        _remember(self._waiting, agent, sender)
+        return self._offers()
+
+    def _get_job(self, agent: str, sender: Address, message: Message, now: float) -> list[News]:
+        self._waiting.pop(agent, None)
+        holding = {(item.get("jobID"), item.get("attempt")) for item in message.items("holding", most=1000)}
+        for record in self._queue.select([State.LEASED], agent=agent):
+            if (record.job.id, record.attempt) not in holding:
+                return [self._run_job(sender, record, now)]  # its runJob was lost, or is under way
+        until = now + self._rules.lease_seconds
+        given = self._queue.change_oldest(State.QUEUED, lambda record: step.leased(record, agent, now, until))
+        if given is None:
+            _remember(self._waiting, agent, sender)
+            return []
+        return [Changed(given), self._run_job(sender, given, now)]
+
+    def _heartbeat(self, agent: str, sender: Address, message: Message, now: float) -> list[News]:
+        record, attempt = self._about(message)
+        if record is None:
+            return []
+        if not record.held_by(agent, attempt):
+            return [self._verdict(agent, sender, record, attempt)]
+        was = record.state
+        until = now + self._rules.lease_seconds
+        record = self._queue.change(record.job.id, lambda held: step.renewed(held, now, until))
+        lease = self._answer(Command.LEASE, record, attempt, lease_seconds=self._rules.lease_seconds)
+        news: list[News] = [Send(sender, lease, once=True)]
+        return news if was is State.RUNNING else [Changed(record), *news]
+
+    def _release_job(self, agent: str, sender: Address, message: Message, now: float) -> list[News]:
+        record, attempt = self._about(message)
+        if record is None or not record.held_by(agent, attempt):
+            return []
+        reason = message.optional_text("reason", longest=step.LONGEST_REASON) or "given back by the agent"
+        back = self._return(record.job.id, attempt, reason, now, blame=False)
+        return [back, *self._offers()]
+
+    def _get_output_dir(self, agent: str, sender: Address, message: Message, now: float) -> list[News]:
+        record, attempt = self._about(message)
+        if record is None:
+            return []
+        if not record.held_by(agent, attempt):
+            return [self._verdict(agent, sender, record, attempt)]
+        until = now + self._rules.lease_seconds
+        record = self._queue.change(record.job.id, lambda held: step.renewed(held, now, until))
+        job = record.job
+        names = job.stored_names if sum(map(len, job.stored_names)) <= TOKEN_NAMES_BYTES else None
+        token = self._grant(record, "put", "output", names, job.limits.disk_mb << 20, now)
+        url = f"{self._rules.storage_url}/jobs/{job.id}/{attempt}/output/"
+        return [Send(sender, self._answer(Command.STORE_OUTPUT_DIR, record, attempt, url=url, token=token))]
+
+    def _job_done(self, agent: str, sender: Address, message: Message, now: float) -> list[News]:
+        record, attempt = self._about(message)
+        if record is None:
+            return []
+        if not record.held_by(agent, attempt):
+            return [self._verdict(agent, sender, record, attempt)]
+        report = read_report(message, record)
+        if report.verdict is State.QUEUED:
+            back = self._return(record.job.id, attempt, report.reason, now)
+            accepted = Send(sender, self._answer(Command.JOB_ACCEPTED, record, attempt))
+            return [back, accepted, *self._offers()]
+        until = now + self._rules.storing_seconds
+        record = self._queue.change(record.job.id, lambda held: step.storing(held, report, now, until))
+        return [Changed(record), self._ask_storage(record, now)]
+
+    def _from_storage(self, message: Message, now: float) -> list[News]:
+        if message.command not in (Command.OUTPUT_ACCEPTED, Command.OUTPUT_REFUSED):
+            return []
+        record, attempt = self._about(message)
+        if record is None or record.state is not State.STORING or record.attempt != attempt:
+            return []
+        self._asked.pop(record.job.id, None)
+        if message.command == Command.OUTPUT_REFUSED:
+            why = message.optional_text("reason", longest=step.LONGEST_REASON)
+            return self._refused_by_storage(record, f"the storage adapter refused the outputs: {why}", now)
+        record = self._queue.change(record.job.id, lambda stored: step.accepted(stored, now))
+        return [Changed(record), *self._tell_agent(record, Command.JOB_ACCEPTED)]
+
+    def _refused_by_storage(self, record: Record, reason: str, now: float) -> list[News]:
+        if record.verdict is State.FAILED:
+            news: list[News] = [Changed(self._queue.change(record.job.id, lambda r: step.accepted(r, now)))]
+        else:
+            news = [self._return(record.job.id, record.attempt, reason, now)]
+        return [*news, *self._tell_agent(record, Command.JOB_REFUSED, reason=reason), *self._offers()]
+
+    def _give_up(self, record: Record, now: float) -> list[News]:
+        self._asked.pop(record.job.id, None)
+        hours = self._rules.storing_seconds / 3600
+        return self._refused_by_storage(record, f"the storage adapter was silent for {hours:.1f} h", now)
+
+    # Helpers
+
+    def _about(self, message: Message) -> tuple[Record | None, int]:
+        """The record and the attempt that `message` speaks of; None for a job that is not in this queue."""
+        attempt = message.number("attempt", least=1, most=step.MOST_ATTEMPTS)
+        try:
+            return self._queue.get(job_id(message.text("jobID", longest=64))), attempt
+        except NoSuchJob:
+            return None, attempt
+        except JobMistake as error:
+            raise BadMessage(f"{message.command}: {error}") from None
+
+    def _verdict(self, agent: str, sender: Address, record: Record, attempt: int) -> Send:
+        """What an agent is told that speaks of an attempt which it does not hold (any more)."""
+        if record.was_of(agent, attempt) and record.state is State.STORING:
+            lease = self._rules.lease_seconds
+            return Send(sender, self._answer(Command.LEASE, record, attempt, lease_seconds=lease), once=True)
+        if record.was_of(agent, attempt) and record.state in (State.DONE, State.FAILED) and record.verdict:
+            return Send(sender, self._answer(Command.JOB_ACCEPTED, record, attempt))
+        self.refused += 1
+        return self._stop(sender, record, attempt)
+
+    def _stop(self, to: Address, record: Record, attempt: int) -> Send:
+        if record.state is State.CANCELLED:
+            reason = "the job was cancelled"
+        elif record.state in ENDED:
+            reason = f"the job is {record.state} already"
+        else:
+            reason = f"attempt {attempt} is not yours; the job is {record.state} in attempt {record.attempt}"
+        return Send(to, self._answer(Command.STOP_JOB, record, attempt, reason=reason))
+
+    def _tell_agent(self, record: Record, command: str, **fields: Json) -> list[News]:
+        to = self._heard.get(record.agent)
+        return [] if to is None else [Send(to, self._answer(command, record, record.attempt, **fields))]
+
+    def _return(self, job: JobId, attempt: int, reason: str, now: float, *, blame: bool = True) -> Changed:
+        most = self._rules.max_attempts
+        return Changed(self._queue.change(job, partial(step.returned, reason=reason, now=now, most=most, blame=blame)))
+
+    def _offers(self) -> list[News]:
+        """Offer queued jobs to the agents that wait, one each, those first that wait longest."""
+        if not self._waiting:
+            return []
+        news: list[News] = []
+        for _ in self._queue.select([State.QUEUED], most=len(self._waiting)):
+            _, address = self._waiting.popitem(last=False)
+            news.append(Send(address, Message(Command.HAVE_JOB), once=True))
+        return news
+
+    def _run_job(self, to: Address, record: Record, now: float) -> Send:
+        access = self._input_access(record, "get", now)
+        return Send(
+            to,
+            self._answer(
+                Command.RUN_JOB,
+                record,
+                record.attempt,
+                job=job_table(record.job),
+                lease_seconds=self._rules.lease_seconds,
+                inputs={"url": access.url, "token": access.token},
+            ),
+        )
+
+    def _ask_storage(self, record: Record, now: float) -> Send:
+        self._asked[record.job.id] = now
+        outputs: list[Json] = [
+            {"name": output.name, "size": output.size, "sha256": output.sha256} for output in record.outputs
+        ]
+        asked = self._answer(Command.ACCEPT_OUTPUT, record, record.attempt, outputs=outputs)
+        return Send(self._rules.storage, asked, once=True)
+
+    def _clean(self, record: Record) -> Send:
+        return Send(self._rules.storage, Message(Command.CLEAN_JOB, {"jobID": record.job.id}))
+
+    def _answer(self, command: str, record: Record, attempt: int, **fields: Json) -> Message:
+        return Message(command, {"jobID": record.job.id, "attempt": attempt, **fields})
+
+    def _input_access(self, record: Record, direction: str, now: float) -> Access:
+        names = tuple(file.name for file in record.job.input_files)
+        allowed = names if sum(map(len, names)) <= TOKEN_NAMES_BYTES else None
+        total = sum(file.size for file in record.job.input_files)
+        url = f"{self._rules.storage_url}/jobs/{record.job.id}/input/"
+        return Access(url, self._grant(record, direction, "input", allowed, total, now))
+
+    def _grant(
+        self, record: Record, direction: str, scope: str, names: tuple[str, ...] | None, most: int, now: float
+    ) -> str:
+        return self._issue(
+            Grant(
+                job=record.job.id,
+                attempt=record.attempt,
+                agent=record.agent,
+                direction="put" if direction == "put" else "get",
+                scope="input" if scope == "input" else "output",
+                names=names,
+                max_bytes=most,
+                expires=int(now + self._rules.token_seconds),
+            )
+        )
+
+
+def read_report(message: Message, record: Record) -> Report:
+    """The report in a jobDone about `record`.  Raises BadMessage; a success without an output is a failure."""
+    states = {"done": State.DONE, "failed": State.FAILED, "error": State.QUEUED}
+    verdict = states.get(message.text("state", longest=16))
+    if verdict is None:
+        raise BadMessage("jobDone: field state must be done, failed or error")
+    exit_code = (
+        message.number("exitCode", least=-1024, most=1024) if message.fields.get("exitCode") is not None else None
+    )
+    reason = message.optional_text("error", longest=step.LONGEST_REASON)
+    outputs = tuple(_output(item, record) for item in message.items("outputs", most=2000))
+    usage = message.table("usage")
+    if len(str(usage)) > 16_384:
+        raise BadMessage("jobDone: field usage is too long")
+    stored = {output.name for output in outputs}
+    if len(stored) != len(outputs):
+        raise BadMessage("jobDone: an output stands there twice")
+    missing = [name for name in record.job.output_files if name not in stored]
+    if verdict is State.DONE and missing:
+        verdict, reason = State.FAILED, f"the job left no output file {missing[0]}"
+    return Report(verdict, exit_code, reason, outputs, usage)
+
+
+def _output(item: dict[str, Json], record: Record) -> Output:
+    name, size, sha256 = item.get("name"), item.get("size"), item.get("sha256")
+    if not isinstance(name, str) or name not in record.job.stored_names:
+        raise BadMessage("jobDone: an output that the job does not name")
+    if not isinstance(size, int) or isinstance(size, bool) or size < 0:
+        raise BadMessage(f"jobDone: the size of output {name} must be a whole number")
+    if not isinstance(sha256, str) or len(sha256) != 64 or not set(sha256) <= set("0123456789abcdef"):
+        raise BadMessage(f"jobDone: the sha256 of output {name} must be 64 hexadecimal digits")
+    return Output(name, size, sha256)
+
+
+def _remember(book: OrderedDict[str, Address], agent: str, address: Address) -> None:
+    book[agent] = address
+    while len(book) > MAX_AGENTS:
+        book.popitem(last=False)
