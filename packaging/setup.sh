@@ -146,7 +146,7 @@ make_venv() {
         rm -rf "$venv"
         "$python" -m venv "$venv"
     fi
-    say "installing the project and its Python packages into .venv (the first time takes a few minutes)"
+    say "installing the project and its Python packages into .venv (a few minutes when it compiles)"
     "$venv/bin/python" -m pip install --quiet --disable-pip-version-check \
         --constraint packaging/constraints.txt --editable '.[dev,demo]' </dev/null
 }

@@ -1,12 +1,12 @@
 #!/bin/sh
 # SPDX-License-Identifier: BSD-3-Clause
-# Builds the RPMs into build/rpm from the files that git knows in this checkout, the same bytes each time.
+# Builds the RPMs into build/rpm, or into the folder given, from the files that git knows in this checkout, the same bytes each time.
 # On a system without rpm's own macros for systemd (Debian, say) macros.cernvm stands in for them, and build
 # requirements are not looked up, since its rpm database is empty; `make setup` has installed them.
 set -eu
 
 cd "$(dirname "$0")/../.."
-top=$(pwd)/build/rpm
+top=${1:-$(pwd)/build/rpm}
 version=$(sed -n 's/^__version__ = "\(.*\)"$/\1/p' daemons/cernvm/__init__.py)
 SOURCE_DATE_EPOCH=$(git log -1 --format=%ct)
 export SOURCE_DATE_EPOCH
