@@ -1,0 +1,275 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""One file catalog: an SQLite data base that lists the entries of a subtree.
+
+Columns are selected by name, since their order and presence depend on the writer's age (schema 2.4 and 2.5, revisions
+0 to 7).  All text is bytes.  One connection per catalog, used by one thread at a time (a lock); it reads through the
+open descriptor, so that the cache may drop the file's name.  Format: docs/cvmfs-format.md, "Catalogs"; enforced by
+tests/unit/test_cvmfs_catalog.py.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+import stat
+import threading
+from collections.abc import Mapping, Sequence
+from contextlib import closing
+from dataclasses import dataclass
+from typing import Any, Final
+
+from . import flags
+from .cache import OpenObject
+from .errors import Malformed, Unsupported
+from .hashes import ContentHash, Kind, PathHash, parse_hash, path_hash
+from .objects import ObjectRef
+
+SCHEMAS: Final = (2.4, 2.5)
+MAX_NAME: Final = 255
+_COLUMNS: Final = (
+    *("md5path_1", "md5path_2", "parent_1", "parent_2", "hardlinks", "hash", "size", "mode", "mtime", "mtimens"),
+    *("flags", "name", "symlink", "uid", "gid", "xattr"),
+)
+_OPTIONAL: Final = frozenset({"mtimens", "xattr"})
+_KNOWN_TYPES: Final = frozenset(
+    {stat.S_IFREG, stat.S_IFDIR, stat.S_IFLNK, stat.S_IFIFO, stat.S_IFSOCK, stat.S_IFCHR, stat.S_IFBLK}
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One row.  Names and targets are bytes; `mode` has the type bits; `mtime_ns` is Unix time in nanoseconds."""
+
+    path_hash: PathHash
+    parent: PathHash
+    name: bytes
+    mode: int
+    size: int
+    mtime_ns: int
+    uid: int
+    gid: int
+    links: int
+    link_group: int
+    """0: no hard links; else the number of the group within this catalog."""
+    flags: int
+    content: ContentHash | None
+    target: bytes
+    """Of a symbolic link, as stored; variables are not expanded."""
+    xattrs: bytes | None
+
+    @property
+    def is_directory(self) -> bool:
+        """Whether it has a listing."""
+        return stat.S_ISDIR(self.mode)
+
+    @property
+    def is_file(self) -> bool:
+        """Whether it has content to read."""
+        return stat.S_ISREG(self.mode)
+
+    @property
+    def is_symlink(self) -> bool:
+        """Whether it has a target."""
+        return stat.S_ISLNK(self.mode)
+
+    @property
+    def object(self) -> ObjectRef:
+        """The object with the whole content.  Raises Malformed if the row names none."""
+        if self.content is None:
+            raise Malformed(f"the catalog names no object for the file {self.name!r}")
+        return ObjectRef(self.content, Kind.FILE, flags.compression_of(self.flags), self.size)
+
+
+@dataclass(frozen=True, slots=True)
+class Chunk:
+    """A piece of a chunked file: `offset` bytes into it."""
+
+    offset: int
+    object: ObjectRef
+
+
+@dataclass(frozen=True, slots=True)
+class Nested:
+    """A catalog below another."""
+
+    content: ContentHash
+    size: int | None
+    """Bytes of the data base file, None where the writer did not say."""
+
+    @property
+    def object(self) -> ObjectRef:
+        """The catalog's object."""
+        return ObjectRef(self.content, Kind.CATALOG, flags.Compression.ZLIB, self.size)
+
+
+class Catalog:
+    """An open catalog; `prefix` is the path of its root inside the repository (b"" for the repository's root)."""
+
+    def __init__(self, file: OpenObject, content: ContentHash, prefix: bytes) -> None:
+        """Open and check.  Raises Malformed or Unsupported."""
+        self.content = content
+        self.prefix = prefix
+        self._file = file
+        self._lock = threading.Lock()
+        try:
+            self._connection = sqlite3.connect(
+                f"file:/proc/self/fd/{file.fd}?mode=ro&immutable=1", uri=True, check_same_thread=False
+            )
+        except sqlite3.Error as error:
+            raise Malformed(f"catalog {content} cannot be opened: {error}") from error
+        try:
+            self._connection.text_factory = bytes
+            self._read_head()
+        except BaseException:
+            self._connection.close()
+            raise
+
+    def __del__(self) -> None:
+        connection = getattr(self, "_connection", None)
+        if connection is not None:
+            connection.close()
+
+    def _read_head(self) -> None:
+        self._query("PRAGMA trusted_schema=OFF")
+        self.properties: Mapping[bytes, bytes] = {
+            bytes(key): _as_bytes(value) for key, value in self._query("SELECT key, value FROM properties")
+        }
+        schema = self.properties.get(b"schema", b"").decode("ascii", "replace")
+        if not any(schema[:4] == f"{known:.1f}"[:4] for known in SCHEMAS):
+            raise Unsupported(f"catalog {self.content} has the schema {schema!r}; known are 2.4 and 2.5")
+        if self.properties.get(b"root_prefix", b"") != self.prefix:
+            raise Malformed(f"catalog {self.content} is not the one for {self.prefix!r}")
+        present = {bytes(row[1]).decode("ascii", "replace") for row in self._query("PRAGMA table_info(catalog)")}
+        missing = [name for name in _COLUMNS if name not in present | _OPTIONAL]
+        if missing:
+            raise Malformed(f"catalog {self.content} has no column {', '.join(missing)}")
+        self._columns = ", ".join(name if name in present else f"NULL AS {name}" for name in _COLUMNS)
+        self.nested: Mapping[bytes, Nested] = self._read_nested()
+
+    def _read_nested(self) -> dict[bytes, Nested]:
+        columns = {bytes(row[1]) for row in self._query("PRAGMA table_info(nested_catalogs)")}
+        size = "size" if b"size" in columns else "NULL"
+        found = {}
+        for path, content, length in self._query(f"SELECT path, sha1, {size} FROM nested_catalogs"):
+            path = _as_bytes(path)
+            if not path.startswith(self.prefix + b"/"):
+                raise Malformed(f"catalog {self.content} mounts {path!r} outside of {self.prefix!r}")
+            found[path] = Nested(
+                parse_hash(_as_bytes(content)), length if isinstance(length, int) and length > 0 else None
+            )
+        return found
+
+    @property
+    def ttl(self) -> int | None:
+        """Seconds that the writer wants this revision to be trusted without asking again."""
+        text = self.properties.get(b"TTL", b"")
+        return int(text) if text.isdigit() and len(text) < 10 else None
+
+    def find(self, path: bytes) -> Entry | None:
+        """Return the entry with the path `path`, if this catalog has it.  Raises Malformed."""
+        first, second = path_hash(path)
+        rows = self._query(
+            f"SELECT {self._columns} FROM catalog WHERE md5path_1 = ? AND md5path_2 = ?", (first, second)
+        )
+        return self._entry(rows[0]) if rows else None
+
+    def children(self, path: bytes) -> list[Entry]:
+        """Return the visible entries of the directory `path`, sorted by name.  Raises Malformed."""
+        first, second = path_hash(path)
+        rows = self._query(f"SELECT {self._columns} FROM catalog WHERE parent_1 = ? AND parent_2 = ?", (first, second))
+        entries = [self._entry(row) for row in rows]
+        visible = [entry for entry in entries if not entry.flags & flags.HIDDEN]
+        for entry in visible:
+            _check_name(entry.name)
+        return sorted(visible, key=lambda entry: entry.name)
+
+    def chunks(self, entry: Entry) -> tuple[Chunk, ...]:
+        """Return the pieces of a chunked file, contiguous from 0.  Raises Malformed."""
+        algorithm = flags.algorithm_of(entry.flags)
+        compression = flags.compression_of(entry.flags)
+        rows = self._query(
+            "SELECT offset, size, hash FROM chunks WHERE md5path_1 = ? AND md5path_2 = ? ORDER BY offset",
+            tuple(entry.path_hash),
+        )
+        chunks = []
+        reached = 0
+        for offset, size, digest in rows:
+            if offset != reached or not isinstance(size, int) or size <= 0:
+                raise Malformed(f"catalog {self.content}: the chunks of {entry.name!r} do not follow one another")
+            content = ContentHash(_as_bytes(digest), algorithm)
+            chunks.append(Chunk(offset, ObjectRef(content, Kind.CHUNK, compression, size)))
+            reached += size
+        if reached != entry.size:
+            raise Malformed(f"catalog {self.content}: the chunks of {entry.name!r} do not make up its size")
+        return tuple(chunks)
+
+    def statistics(self) -> dict[str, int]:
+        """The writer's counters (`self_regular`, `subtree_dir`, ...)."""
+        rows = self._query("SELECT counter, value FROM statistics")
+        return {_as_bytes(name).decode("ascii", "replace"): value for name, value in rows if isinstance(value, int)}
+
+    def _query(self, statement: str, values: Sequence[object] = ()) -> list[tuple[Any, ...]]:
+        try:
+            with self._lock, closing(self._connection.execute(statement, values)) as cursor:
+                return cursor.fetchall()
+        except sqlite3.Error as error:
+            raise Malformed(f"catalog {self.content} cannot be read: {error}") from error
+
+    def _entry(self, row: tuple[Any, ...]) -> Entry:
+        named = dict(zip(_COLUMNS, row, strict=True))
+        try:
+            mode, bits, links = int(named["mode"]), int(named["flags"]), int(named["hardlinks"])
+            digest = named["hash"]
+            entry = Entry(
+                path_hash=PathHash(int(named["md5path_1"]), int(named["md5path_2"])),
+                parent=PathHash(int(named["parent_1"]), int(named["parent_2"])),
+                name=_as_bytes(named["name"]),
+                mode=mode,
+                size=max(0, int(named["size"])),
+                mtime_ns=int(named["mtime"]) * 10**9 + int(named["mtimens"] or 0),
+                uid=int(named["uid"]) & 0xFFFFFFFF,
+                gid=int(named["gid"]) & 0xFFFFFFFF,
+                links=max(1, links & 0xFFFFFFFF),
+                link_group=links >> 32 & 0xFFFFFFFF,
+                flags=bits,
+                content=None if digest is None else ContentHash(_as_bytes(digest), flags.algorithm_of(bits)),
+                target=_as_bytes(named["symlink"]),
+                xattrs=None if named["xattr"] is None else _as_bytes(named["xattr"]),
+            )
+        except (TypeError, ValueError) as error:
+            raise Malformed(f"catalog {self.content} has an entry of wrong types: {error}") from error
+        if stat.S_IFMT(mode) not in _KNOWN_TYPES or entry.is_directory != bool(bits & flags.DIRECTORY):
+            raise Malformed(f"catalog {self.content}: the type of {entry.name!r} contradicts itself")
+        return entry
+
+
+def _as_bytes(value: object) -> bytes:
+    if isinstance(value, bytes):
+        return value
+    if value is None:
+        return b""
+    return str(value).encode()
+
+
+def _check_name(name: bytes) -> None:
+    if not name or len(name) > MAX_NAME or b"/" in name or b"\0" in name or name in (b".", b".."):
+        raise Malformed(f"a catalog has an entry with the impossible name {name[:80]!r}")
+
+
+def parse_xattrs(blob: bytes | None) -> dict[bytes, bytes]:
+    """Read an xattr column: version 1, count, then per attribute two lengths, key and value.  Raises Malformed."""
+    if not blob:
+        return {}
+    if len(blob) < 2 or blob[0] != 1:
+        raise Malformed("a catalog entry's extended attributes have an unknown version")
+    found = {}
+    at = 2
+    for _ in range(blob[1]):
+        if at + 2 > len(blob):
+            raise Malformed("a catalog entry's extended attributes end early")
+        key_end = at + 2 + blob[at]
+        value_end = key_end + blob[at + 1]
+        if value_end > len(blob) or key_end == at + 2:
+            raise Malformed("a catalog entry's extended attributes end early")
+        found[blob[at + 2 : key_end]] = blob[key_end:value_end]
+        at = value_end
+    return found

@@ -1,0 +1,203 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""Objects by their hash: from the cache, else over HTTP, verified before anybody can see them.
+
+The bytes are hashed as they arrive and inflated into a temporary file; only when hash, end of stream and size are
+right does the cache get its name.  Several threads that want one object wait for one transfer.  A bounded number of
+objects stays open, so that reads of hot files cost one system call.  Thread-safe.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+import zlib
+from collections import OrderedDict
+from dataclasses import dataclass
+from typing import Final
+
+from .cache import Cache, OpenObject
+from .counters import Counter, Counters
+from .errors import CvmfsProblem, ObjectCorrupt
+from .fetch import Fetcher
+from .flags import Compression
+from .hashes import ContentHash, Hasher, Kind
+
+MAX_OPEN: Final = 512
+MAX_UNSIZED: Final = 4 << 30
+"""Bytes that an object may inflate to whose size is not known beforehand."""
+_PIECE: Final = 1 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class ObjectRef:
+    """What is wanted: `size` is that of the content, uncompressed (None: not known)."""
+
+    content: ContentHash
+    kind: Kind = Kind.FILE
+    compression: Compression = Compression.ZLIB
+    size: int | None = None
+
+    @property
+    def cache_name(self) -> str:
+        """Its name in the cache.
+
+        One hash may be stored plain in one repository and stand for a zlib stream in another: two contents.
+        """
+        plain = "-plain" if self.compression is Compression.NONE else ""
+        return f"{self.content}{plain}"
+
+    def __str__(self) -> str:
+        return f"{self.content}{self.kind.value}"
+
+
+class Verifier:
+    """A receiver that hashes what comes, inflates it into the descriptor `fd`, and judges at the end."""
+
+    def __init__(self, ref: ObjectRef, fd: int) -> None:
+        self._ref = ref
+        self._fd = fd
+        self._hasher = Hasher(ref.content.algorithm)
+        self._inflater = zlib.decompressobj() if ref.compression is Compression.ZLIB else None
+        self._limit = MAX_UNSIZED if ref.size is None else ref.size
+        self._stored_limit = self._limit + self._limit // 256 + 4096
+        self._stored = 0
+        self._written = 0
+        os.ftruncate(fd, 0)
+
+    def write(self, data: bytes) -> None:
+        """Take a piece.  Raises ObjectCorrupt as soon as it cannot become right any more, OSError."""
+        self._stored += len(data)
+        if self._stored > self._stored_limit:
+            raise ObjectCorrupt(f"object {self._ref} is longer than the catalog says")
+        self._hasher.update(data)
+        if self._inflater is None:
+            self._store(data)
+            return
+        try:
+            while data:
+                self._store(self._inflater.decompress(data, _PIECE))
+                data = self._inflater.unconsumed_tail
+        except zlib.error as error:
+            raise ObjectCorrupt(f"object {self._ref} is corrupt: it cannot be inflated") from error
+
+    def finish(self) -> None:
+        """Judge the whole.  Raises ObjectCorrupt naming the hash."""
+        actual = self._hasher.finish()
+        if actual != self._ref.content:
+            raise ObjectCorrupt(f"object {self._ref} is corrupt: the server's bytes have the hash {actual}")
+        if self._inflater is not None and (not self._inflater.eof or self._inflater.unused_data):
+            raise ObjectCorrupt(f"object {self._ref} is corrupt: its zlib stream does not end where it should")
+        if self._ref.size is not None and self._written != self._ref.size:
+            raise ObjectCorrupt(f"object {self._ref} has {self._written} bytes where the catalog says {self._ref.size}")
+
+    def _store(self, data: bytes) -> None:
+        if self._written + len(data) > self._limit:
+            raise ObjectCorrupt(f"object {self._ref} is longer than the catalog says")
+        done = 0
+        while done < len(data):
+            done += os.pwrite(self._fd, memoryview(data)[done:], self._written + done)
+        self._written += done
+
+
+class _Transfer:
+    """One object on its way, and who waits for it."""
+
+    def __init__(self) -> None:
+        self.done = threading.Event()
+        self.result: OpenObject | None = None
+        self.failure: BaseException | None = None
+
+
+class Objects:
+    """The objects of one repository."""
+
+    def __init__(self, cache: Cache, fetcher: Fetcher, counters: Counters) -> None:
+        self.cache = cache
+        self._fetcher = fetcher
+        self._counters = counters
+        self._lock = threading.Lock()
+        self._open: OrderedDict[str, OpenObject] = OrderedDict()
+        self._under_way: dict[str, _Transfer] = {}
+
+    def open(self, ref: ObjectRef, *, pin: bool = False) -> OpenObject:
+        """Return the object's content, fetching it if need be; with `pin` the cache keeps it while this lives.
+
+        Raises ObjectCorrupt, Unreachable, ObjectMissing, CacheFull, OSError.
+        """
+        name = ref.cache_name
+        with self._lock:
+            known = self._open.get(name)
+            if known is not None:
+                self._open.move_to_end(name)
+        if known is not None:
+            self._counters.add(Counter.CACHE_HITS)
+        else:
+            known = self._cached_or_fetched(ref, name)
+        if ref.size is not None and known.size != ref.size:
+            raise ObjectCorrupt(f"object {ref} has {known.size} bytes in the cache where the catalog says {ref.size}")
+        if pin:
+            known.pin()
+        return known
+
+    def peek(self, ref: ObjectRef) -> OpenObject | None:
+        """Return the object if it is open already; counts nothing."""
+        with self._lock:
+            return self._open.get(ref.cache_name)
+
+    def close(self) -> None:
+        """Let go of what is open."""
+        with self._lock:
+            self._open.clear()
+
+    def _cached_or_fetched(self, ref: ObjectRef, name: str) -> OpenObject:
+        with self._lock:
+            transfer = self._under_way.get(name)
+            mine = transfer is None
+            if transfer is None:
+                transfer = self._under_way[name] = _Transfer()
+        if mine:
+            self._carry_out(ref, name, transfer)
+        else:
+            transfer.done.wait()  # ends: the transfer of the other thread does, and sets it in any case
+            self._counters.add(Counter.CACHE_MISSES)
+        if transfer.failure is not None:
+            raise _again(transfer.failure)
+        assert transfer.result is not None
+        return transfer.result
+
+    def _carry_out(self, ref: ObjectRef, name: str, transfer: _Transfer) -> None:
+        try:
+            transfer.result = self._from_cache(ref, name) or self._from_network(ref, name)
+        except (CvmfsProblem, OSError) as error:
+            transfer.failure = error
+        finally:
+            with self._lock:
+                del self._under_way[name]
+                if transfer.result is not None:
+                    self._open[name] = transfer.result
+                    while len(self._open) > MAX_OPEN:
+                        self._open.popitem(last=False)
+            transfer.done.set()
+
+    def _from_cache(self, ref: ObjectRef, name: str) -> OpenObject | None:
+        found = self.cache.open(name)
+        if found is None:
+            return None
+        if ref.size is not None and found.size != ref.size:
+            self.cache.forget(name)  # torn by a full disk or by somebody's hand
+            return None
+        self._counters.add(Counter.CACHE_HITS)
+        return found
+
+    def _from_network(self, ref: ObjectRef, name: str) -> OpenObject:
+        self._counters.add(Counter.CACHE_MISSES)
+        with self.cache.writing(name) as fd:
+            self._fetcher.fetch(ref.content.path(ref.kind), lambda: Verifier(ref, fd))
+            return OpenObject(os.dup(fd))
+
+
+def _again(failure: BaseException) -> BaseException:
+    """The same failure for one more thread, with a traceback of its own."""
+    if isinstance(failure, CvmfsProblem):
+        return type(failure)(str(failure)).with_traceback(None)
+    return failure

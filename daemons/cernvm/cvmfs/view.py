@@ -1,0 +1,371 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""What a repository looks like as a file system: inode numbers, attributes, listings, bytes.
+
+Everything is keyed by inode number, as the kernel knows it; no handle and no kernel interface appears here, so that
+any adapter fits.  The number of anything but a directory is computed from its path (or hard link group) and its whole
+row: it stands for ONE content and ONE set of attributes, for ever, also in later revisions and after a restart.  A
+directory's number is computed from its path, and its attributes may change with a revision.
+
+Thread rule: every method may be called from any thread; those that can block on network or disk say so.  `_lock`
+guards the table of known inodes and the current tree and is never held while blocking; an answer that was computed
+from a tree that is no longer current is computed again, so that after `switch` returns, the table knows every name
+that has to be checked.
+"""
+
+from __future__ import annotations
+
+import threading
+from bisect import bisect_right
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from hashlib import blake2b
+from typing import Final, NamedTuple, NewType
+
+from . import flags, magic
+from .catalog import Catalog, Chunk, Entry, parse_xattrs
+from .counters import Counter, Counters
+from .errors import IsDirectory, NoAttribute, NoEntry, NotDirectory, NotReadable, Unsupported
+from .objects import Objects
+from .symlinks import expand
+from .tree import Located, Tree
+
+Inode = NewType("Inode", int)
+ROOT: Final = Inode(1)
+MAX_NEGATIVE: Final = 100_000
+"""Names known not to exist that are remembered, to be taken back when a revision brings them."""
+_BLOCK: Final = 4096
+
+
+@dataclass(frozen=True)
+class Policy:
+    """How entries are shown."""
+
+    owner: tuple[int, int] | None = None
+    """(uid, gid) that everything belongs to; None: as in the catalogs."""
+    world_readable: bool = False
+    variables: Mapping[bytes, bytes] = field(default_factory=dict)
+    """For $(NAME) in symbolic links."""
+    list_magic: magic.Visibility = magic.Visibility.ROOT_ONLY
+
+
+@dataclass(frozen=True, slots=True)
+class Attributes:
+    """What stat(2) shows.  Sizes in bytes, times in nanoseconds."""
+
+    inode: Inode
+    mode: int
+    links: int
+    uid: int
+    gid: int
+    size: int
+    mtime_ns: int
+    device: int = 0
+
+
+class Listed(NamedTuple):
+    """One name of a listing; `mode` has only meaning in its type bits."""
+
+    name: bytes
+    inode: Inode
+    mode: int
+
+
+class Usage(NamedTuple):
+    """What statfs(2) shows: bytes of the cache, entries of the repository."""
+
+    total: int
+    free: int
+    entries: int
+
+
+@dataclass(frozen=True)
+class Changes:
+    """What a kernel has to forget after a switch of revisions."""
+
+    names: tuple[tuple[Inode, bytes], ...]
+    """(directory, name) whose answer, found or not found, is no longer true."""
+    directories: tuple[Inode, ...]
+    """Directories whose attributes changed."""
+
+
+@dataclass(slots=True)
+class _Node:
+    """An inode that the kernel knows.  `names`: path -> the directory it was looked up in."""
+
+    inode: Inode
+    path: bytes
+    entry: Entry
+    catalog: Catalog
+    lookups: int = 0
+    names: dict[bytes, Inode] = field(default_factory=dict)
+    chunks: tuple[Chunk, ...] | None = None
+
+
+class View:
+    """One mounted repository."""
+
+    def __init__(self, tree: Tree, objects: Objects, policy: Policy, counters: Counters) -> None:
+        self.policy = policy
+        self.counters = counters
+        self._objects = objects
+        self._lock = threading.Lock()
+        self._tree = tree
+        self._nodes: dict[Inode, _Node] = {}
+        self._absent: dict[tuple[Inode, bytes], bytes] = {}
+        root = tree.find(b"")
+        if root is None or not root.entry.is_directory:
+            raise NotDirectory("the repository has no root directory")
+        self._nodes[ROOT] = _Node(ROOT, b"", root.entry, root.catalog, lookups=1)
+
+    @property
+    def tree(self) -> Tree:
+        """The revision that is shown."""
+        return self._tree
+
+    def lookup(self, directory: Inode, name: bytes) -> Attributes:
+        """Return the entry `name` of `directory` and count that the kernel knows it.  May block.
+
+        Raises NoEntry, NotDirectory.
+        """
+        self.counters.add(Counter.LOOKUPS)
+        parent = self._node(directory)
+        if not parent.entry.is_directory:
+            raise NotDirectory(f"{parent.path!r} is not a directory")
+        path = _step(parent.path, name)
+        while True:
+            tree = self._tree
+            located = tree.find(path)
+            with self._lock:
+                if tree is not self._tree:
+                    continue
+                if located is None:
+                    if len(self._absent) < MAX_NEGATIVE:
+                        self._absent[directory, name] = path
+                    raise NoEntry(f"{path!r} does not exist")
+                node = self._register(directory, path, located)
+            return self._attributes(node.inode, node.entry)
+
+    def remembers_absent(self, directory: Inode, name: bytes) -> bool:
+        """Whether a later `switch` will say so when this missing name appears."""
+        with self._lock:
+            return (directory, name) in self._absent
+
+    def forget(self, inode: Inode, count: int) -> None:
+        """The kernel gives back `count` lookups of `inode`."""
+        with self._lock:
+            node = self._nodes.get(inode)
+            if node is None or inode == ROOT:
+                return
+            node.lookups -= count
+            if node.lookups <= 0:
+                del self._nodes[inode]
+
+    def attributes(self, inode: Inode) -> Attributes:
+        """Return the attributes of a known inode.  Raises NoEntry."""
+        return self._attributes(inode, self._node(inode).entry)
+
+    def list(self, directory: Inode) -> tuple[Listed, ...]:
+        """Return the whole listing, without `.` and `..`, sorted by name.  May block.  Raises NotDirectory."""
+        self.counters.add(Counter.LISTINGS)
+        node = self._node(directory)
+        if not node.entry.is_directory:
+            raise NotDirectory(f"{node.path!r} is not a directory")
+        children = self._tree.children(node.path)
+        return tuple(
+            Listed(child.name, inode_of(node.path + b"/" + child.name, child), child.mode) for child in children
+        )
+
+    def readlink(self, inode: Inode) -> bytes:
+        """Return the target with its variables expanded.  Raises NotReadable."""
+        node = self._node(inode)
+        if not node.entry.is_symlink:
+            raise NotReadable(f"{node.path!r} is not a symbolic link")
+        return expand(node.entry.target, self.policy.variables)
+
+    def open(self, inode: Inode) -> None:
+        """Make sure that a file can be read: its object is here and right (chunked files: only that it is a file).
+
+        May block.  Raises IsDirectory, NotReadable, ObjectCorrupt, Unreachable, ...
+        """
+        self.counters.add(Counter.OPENS)
+        entry = self._readable(inode).entry
+        if not entry.flags & flags.CHUNKED and entry.size:
+            self._objects.open(entry.object)
+
+    def read(self, inode: Inode, offset: int, size: int) -> bytes:
+        """Return `size` bytes from `offset`, fewer only at the end of the file.  May block.  Raises like `open`."""
+        self.counters.add(Counter.READS)
+        node = self._readable(inode)
+        size = max(0, min(size, node.entry.size - offset))
+        if not size:
+            return b""
+        if node.entry.flags & flags.CHUNKED:
+            data = self._read_chunks(node, offset, size)
+        else:
+            ref = node.entry.object
+            data = (self._objects.peek(ref) or self._objects.open(ref)).read(offset, size)
+        self.counters.add(Counter.BYTES_READ, len(data))
+        return data
+
+    def xattr(self, inode: Inode, name: bytes) -> bytes:
+        """Return an extended attribute: stored in the catalog, else computed.  Raises NoAttribute."""
+        node = self._node(inode)
+        stored = parse_xattrs(node.entry.xattrs).get(name)
+        if stored is not None:
+            return stored
+        made = magic.value(name, self._tree.manifest, node.entry, self._chunks_of(node), self.counters)
+        if made is None:
+            raise NoAttribute(f"{node.path!r} has no attribute {name!r}")
+        return made
+
+    def xattr_names(self, inode: Inode) -> tuple[bytes, ...]:
+        """Return the names of the stored attributes, and of the computed ones where the policy lists them."""
+        node = self._node(inode)
+        stored = parse_xattrs(node.entry.xattrs)
+        if not self.policy.list_magic.lists(is_root=inode == ROOT):
+            return tuple(stored)
+        return tuple(dict.fromkeys((*stored, *magic.names(node.entry))))
+
+    def usage(self) -> Usage:
+        """Return the figures of statfs(2)."""
+        counts = self._tree.root.statistics()
+        kinds = ("regular", "symlink", "special", "dir")
+        entries = sum(counts.get(f"{where}_{kind}", 0) for where in ("self", "subtree") for kind in kinds)
+        cache = self._objects.cache
+        used = cache.used()
+        total = used if cache.limit is None else cache.limit
+        return Usage(total, max(0, total - used), entries)
+
+    def switch(self, tree: Tree) -> Changes:
+        """Show `tree` from now on; files known before keep their content and attributes under their inodes.
+
+        Returns what a kernel has to forget.  May block.
+        """
+        with self._lock:
+            self._tree = tree
+            nodes = list(self._nodes.values())
+            absent, self._absent = self._absent, {}
+        names: list[tuple[Inode, bytes]] = []
+        directories: list[Inode] = []
+        for node in nodes:
+            if node.entry.is_directory and self._renew(node, tree):
+                directories.append(node.inode)
+            with self._lock:
+                known = tuple(node.names.items())
+            names += [(parent, _last(path)) for path, parent in known if not _same(tree.find(path), path, node)]
+        appeared = {key for key, path in absent.items() if tree.find(path) is not None}
+        names += appeared
+        with self._lock:
+            self._absent = {key: path for key, path in absent.items() if key not in appeared} | self._absent
+        return Changes(tuple(names), tuple(directories))
+
+    def _renew(self, node: _Node, tree: Tree) -> bool:
+        """Give a directory its attributes in `tree`; whether they changed."""
+        located = tree.find(node.path)
+        if located is None or not located.entry.is_directory:
+            return False
+        changed = self._attributes(node.inode, located.entry) != self._attributes(node.inode, node.entry)
+        with self._lock:
+            node.entry, node.catalog = located.entry, located.catalog
+        return changed
+
+    def _register(self, directory: Inode, path: bytes, located: Located) -> _Node:
+        """Count one more lookup of the entry; the caller holds the lock."""
+        inode = inode_of(path, located.entry)
+        while True:
+            node = self._nodes.get(inode)
+            if node is None:
+                node = self._nodes[inode] = _Node(inode, path, located.entry, located.catalog)
+            if _identity(node.path, node.entry) == _identity(path, located.entry):
+                break
+            inode = Inode(inode + 1)  # two things share 63 bits of a hash
+        node.lookups += 1
+        node.names[path] = directory
+        return node
+
+    def _node(self, inode: Inode) -> _Node:
+        with self._lock:
+            node = self._nodes.get(inode)
+        if node is None:
+            raise NoEntry(f"the inode {inode} is not known")
+        return node
+
+    def _readable(self, inode: Inode) -> _Node:
+        node = self._node(inode)
+        if node.entry.is_directory:
+            raise IsDirectory(f"{node.path!r} is a directory")
+        if not node.entry.is_file:
+            raise NotReadable(f"{node.path!r} is not a file")
+        if node.entry.flags & flags.EXTERNAL:
+            raise Unsupported(f"{node.path!r} is external data, which this client does not fetch")
+        return node
+
+    def _chunks_of(self, node: _Node) -> tuple[Chunk, ...]:
+        if node.chunks is None:
+            node.chunks = node.catalog.chunks(node.entry) if node.entry.flags & flags.CHUNKED else ()
+        return node.chunks
+
+    def _read_chunks(self, node: _Node, offset: int, size: int) -> bytes:
+        chunks = self._chunks_of(node)
+        at = bisect_right(chunks, offset, key=_offset) - 1
+        pieces = []
+        while size > 0:
+            chunk = chunks[at]
+            file = self._objects.peek(chunk.object) or self._objects.open(chunk.object)
+            piece = file.read(offset - chunk.offset, size)
+            pieces.append(piece)
+            offset += len(piece)
+            size -= len(piece)
+            at += 1
+        return pieces[0] if len(pieces) == 1 else b"".join(pieces)
+
+    def _attributes(self, inode: Inode, entry: Entry) -> Attributes:
+        uid, gid = self.policy.owner or (entry.uid, entry.gid)
+        mode, size, device = entry.mode, entry.size, 0
+        if entry.is_symlink:
+            size = len(expand(entry.target, self.policy.variables))
+        elif not (entry.is_directory or entry.is_file):
+            device, size = entry.size, 0
+        if self.policy.world_readable and not entry.is_symlink:
+            mode |= 0o555 if entry.is_directory else 0o444
+        return Attributes(inode, mode, entry.links, uid, gid, size, entry.mtime_ns, device)
+
+
+def inode_of(path: bytes, entry: Entry) -> Inode:
+    """The inode number of an entry: 1 for the root, else 63 bits of a hash of what it stands for."""
+    if not path:
+        return ROOT
+    digest = blake2b(repr(_identity(path, entry)).encode(), digest_size=8).digest()
+    return Inode(max(2, int.from_bytes(digest, "big") >> 1))
+
+
+def _identity(path: bytes, entry: Entry) -> tuple[object, ...]:
+    """Two names are one inode exactly when these are equal."""
+    if entry.is_directory:
+        return (b"d", path)
+    place = (entry.parent, entry.link_group) if entry.link_group else path
+    return (
+        *(place, entry.mode, entry.size, entry.mtime_ns, entry.uid, entry.gid, entry.links, entry.flags),
+        *(None if entry.content is None else str(entry.content), entry.target, entry.xattrs),
+    )
+
+
+def _same(located: Located | None, path: bytes, node: _Node) -> bool:
+    return located is not None and _identity(path, located.entry) == _identity(node.path, node.entry)
+
+
+def _step(path: bytes, name: bytes) -> bytes:
+    """The path of `name` in the directory `path`."""
+    if name == b".":
+        return path
+    if name == b"..":
+        return path.rpartition(b"/")[0]
+    return path + b"/" + name
+
+
+def _last(path: bytes) -> bytes:
+    return path.rpartition(b"/")[2]
+
+
+def _offset(chunk: Chunk) -> int:
+    return chunk.offset
