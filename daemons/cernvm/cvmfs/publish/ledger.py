@@ -1,0 +1,115 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""The two SQLite files that remember revisions: the history with its tags, and the reflog with every root ever made.
+
+Both are made in memory from the bytes of the last one and given back as bytes.  Thread-safe: pure.
+Format: docs/cvmfs-publishing.md, "History and reflog".
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from enum import IntEnum
+from typing import Final
+
+from ..errors import Malformed
+from ..hashes import ContentHash
+
+TRUNK: Final = "trunk"
+PREVIOUS: Final = "trunk-previous"
+_HISTORY: Final = """
+CREATE TABLE properties (key TEXT, value TEXT, CONSTRAINT pk_properties PRIMARY KEY (key));
+CREATE TABLE branches (branch TEXT, parent TEXT, initial_revision INTEGER,
+    CONSTRAINT pk_branch PRIMARY KEY (branch), FOREIGN KEY (parent) REFERENCES branches (branch),
+    CHECK ((branch <> '') OR (parent IS NULL)), CHECK ((branch = '') OR (parent IS NOT NULL)));
+CREATE TABLE tags (name TEXT, hash TEXT, revision INTEGER, timestamp INTEGER, channel INTEGER, description TEXT,
+    size INTEGER, branch TEXT, CONSTRAINT pk_tags PRIMARY KEY (name),
+    FOREIGN KEY (branch) REFERENCES branches (branch));
+CREATE TABLE recycle_bin (hash TEXT, flags INTEGER, CONSTRAINT pk_hash PRIMARY KEY (hash));
+INSERT INTO branches VALUES ('', NULL, 0);
+INSERT INTO properties VALUES ('schema', '1.0'), ('schema_revision', '3');
+"""
+_REFLOG: Final = """
+CREATE TABLE properties (key TEXT, value TEXT, CONSTRAINT pk_properties PRIMARY KEY (key));
+CREATE TABLE refs (hash TEXT, type INTEGER, timestamp INTEGER, CONSTRAINT pk_refs PRIMARY KEY (hash));
+INSERT INTO properties VALUES ('schema', '1.0'), ('schema_revision', '0');
+"""
+
+
+class Reference(IntEnum):
+    """What a line of the reflog names."""
+
+    CATALOG = 0
+    CERTIFICATE = 1
+    HISTORY = 2
+    METAINFO = 3
+
+
+@dataclass(frozen=True)
+class Tag:
+    """A revision: its root catalog, number, time (Unix seconds) and root catalog's size (bytes)."""
+
+    root_hash: ContentHash
+    revision: int
+    timestamp: int
+    size: int
+
+
+def next_history(fqrn: str, last: bytes | None, last_hash: ContentHash | None, head: Tag) -> bytes:
+    """The tag database after a publication: `trunk` is `head`, what it was is `trunk-previous`.  Raises Malformed."""
+    with _database(last, _HISTORY, fqrn, "the tag database") as database:
+        if last_hash is not None:
+            database.execute("INSERT OR REPLACE INTO properties VALUES ('previous_revision', ?)", (str(last_hash),))
+        database.execute("DELETE FROM tags WHERE name = ?", (PREVIOUS,))
+        database.execute(
+            "UPDATE tags SET name = ?, description = 'the revision before trunk' WHERE name = ?", (PREVIOUS, TRUNK)
+        )
+        database.execute(
+            "INSERT INTO tags (name, hash, revision, timestamp, channel, description, size, branch)"
+            " VALUES (?, ?, ?, ?, 0, 'the newest revision', ?, '')",
+            (TRUNK, str(head.root_hash), head.revision, head.timestamp, head.size),
+        )
+        return _bytes(database)
+
+
+def next_reflog(
+    fqrn: str, last: bytes | None, references: Iterable[tuple[ContentHash, Reference]], timestamp: int
+) -> bytes:
+    """The reflog with these objects added; those that it has keep their times.  Raises Malformed."""
+    with _database(last, _REFLOG, fqrn, "the reflog") as database:
+        database.executemany(
+            "INSERT OR IGNORE INTO refs VALUES (?, ?, ?)",
+            [(str(content), int(kind), timestamp) for content, kind in references],
+        )
+        return _bytes(database)
+
+
+def reflog_names(reflog: bytes, content: ContentHash) -> bool:
+    """Whether the reflog has this object.  Raises Malformed."""
+    with _database(reflog, "", "", "the reflog") as database:
+        found = database.execute("SELECT 1 FROM refs WHERE hash = ?", (str(content),)).fetchone()
+        return found is not None
+
+
+@contextmanager
+def _database(last: bytes | None, schema: str, fqrn: str, what: str) -> Iterator[sqlite3.Connection]:
+    database = sqlite3.connect(":memory:")
+    try:
+        if last is None:
+            database.execute("PRAGMA page_size = 1024")
+            database.executescript(schema)
+            database.execute("INSERT INTO properties VALUES ('fqrn', ?)", (fqrn,))
+        else:
+            database.deserialize(last)
+        yield database
+    except sqlite3.DatabaseError as error:
+        raise Malformed(f"{what} of {fqrn or 'the repository'} cannot be used: {error}") from error
+    finally:
+        database.close()
+
+
+def _bytes(database: sqlite3.Connection) -> bytes:
+    database.commit()
+    return database.serialize()
