@@ -52,7 +52,7 @@ docs: setup ## man pages into build/man
 
 manpages: $(MANPAGES)
 
-build/man/%: docs/man/%.rst
+build/man/%: docs/man/%.rst docs/man/options.inc
 	@mkdir -p $(@D)
 	$(RST2MAN) --strict $< $@
 

@@ -3,12 +3,12 @@
 
 from __future__ import annotations
 
+import importlib
 import re
-from pathlib import Path
 
 import pytest
 
-from tests.walls.tree import ROOT, commands, daemons, run, venv_program
+from tests.walls.tree import ROOT, Daemon, commands, daemons, run, venv_program
 
 pytestmark = pytest.mark.walls
 
@@ -48,28 +48,44 @@ def test_a_missing_file_would_be_noticed() -> None:
     assert not exists("kit/nowhere.py")
 
 
-def page_of(name: str) -> Path:
-    return next(ROOT.glob(f"docs/man/{name}.[18].rst"))
+def page_of(name: str) -> str:
+    """The source of the man page of `name`, with what it includes."""
+    path = next(ROOT.glob(f"docs/man/{name}.[18].rst"))
+    return re.sub(
+        r"^\.\. include:: (\S+)$", lambda line: (path.parent / line[1]).read_text(), path.read_text(), flags=re.M
+    )
+
+
+def options(text: str) -> set[str]:
+    return set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", text))
+
+
+def helps(name: str) -> str:
+    """What `name --help` says, and what each of its subcommands says."""
+    program = venv_program(name)
+    own = run(program, "--help")
+    subcommands = re.findall(r"^    ([a-z][a-z-]*)\b", own.partition("positional arguments:")[2], re.MULTILINE)
+    return own + "".join(run(program, word, "--help") for word in subcommands)
 
 
 @pytest.mark.parametrize("name", [*(daemon.name for daemon in daemons()), *commands()])
-def test_the_man_page_tells_every_option(name: str) -> None:
-    text = page_of(name).read_text()
-    options = set(re.findall(r"--[a-z][a-z-]+", run(venv_program(name), "--help")))
-    assert {option for option in options if option not in text} == set()
-    assert set(re.findall(r"--[a-z][a-z-]+", text)) - options_of_subcommands(name) - options == set()
-
-
-def options_of_subcommands(name: str) -> set[str]:
-    """The options of each word that `name` takes first, as argparse shows them: {mkfs,publish,...}."""
-    shown = re.search(r"\{([\w,-]+)\}", run(venv_program(name), "--help"))
-    if shown is None or name in {daemon.name for daemon in daemons()}:
-        return set()
-    helps = (run(venv_program(name), word, "--help") for word in shown[1].split(","))
-    return {option for text in helps for option in re.findall(r"--[a-z][a-z-]+", text)}
+def test_the_man_page_tells_the_options_that_there_are(name: str) -> None:
+    assert options(page_of(name)) == options(helps(name))
 
 
 @pytest.mark.parametrize("name", commands())
-def test_the_man_page_tells_every_option_of_each_subcommand(name: str) -> None:
-    text = page_of(name).read_text()
-    assert {option for option in options_of_subcommands(name) if option not in text} == set()
+def test_the_man_page_tells_every_subcommand(name: str) -> None:
+    text = page_of(name)
+    own = run(venv_program(name), "--help").partition("positional arguments:")[2]
+    subcommands = re.findall(r"^    ([a-z][a-z-]*)\b", own, re.MULTILINE)
+    assert subcommands
+    assert [word for word in subcommands if f"**{word}**" not in text] == []
+
+
+@pytest.mark.parametrize("daemon", daemons(), ids=lambda daemon: daemon.name)
+def test_the_man_page_tells_every_key(daemon: Daemon) -> None:
+    spec = importlib.import_module(f"cernvm.{daemon.package}.config").SPEC
+    keys = re.findall(r"^([a-z_]+) = ", spec, re.MULTILINE)
+    text = page_of(daemon.name)
+    assert keys
+    assert [key for key in keys if f"**{key}**" not in text] == []
