@@ -18,6 +18,7 @@ from functools import partial
 from typing import Final
 
 from . import record as step
+from .access import Access, Grants
 from .errors import BadMessage, JobMistake, NoSuchJob
 from .job import ENDED, HELD, JobId, State, job_id, job_table
 from .messages import MAX_MESSAGE_BYTES, Address, Command, Json, Message, bare
@@ -30,8 +31,6 @@ MAX_AGENTS: Final = 20_000
 
 MAX_JOB_BYTES: Final = MAX_MESSAGE_BYTES // 2
 ASK_STORAGE_EVERY: Final = 15.0
-TOKEN_NAMES_BYTES: Final = 6000
-"""Names of at most this length together are written into a token; longer lists are compared at acceptance only."""
 
 
 @dataclass(frozen=True)
@@ -67,21 +66,13 @@ class Changed:
 News = Send | Changed
 
 
-@dataclass(frozen=True)
-class Access:
-    """Where files of one kind are, and the token that opens the place."""
-
-    url: str
-    token: str
-
-
 class Broker:
     """See the module.  `issue` signs a grant for the storage adapter."""
 
     def __init__(self, queue: Queue, rules: Rules, issue: Callable[[Grant], str]) -> None:
         self._queue = queue
         self._rules = rules
-        self._issue = issue
+        self._grants = Grants(rules.storage_url, rules.token_seconds, issue)
         self._waiting: OrderedDict[str, Address] = OrderedDict()
         self._heard: OrderedDict[str, Address] = OrderedDict()
         self._asked: dict[JobId, float] = {}
@@ -98,25 +89,24 @@ class Broker:
                 "put long arguments into an input file"
             )
         self._queue.add(record)
-        return Changed(record), self._input_access(record, "put", record.submitted)
+        return Changed(record), self._grants.upload_inputs(record, record.submitted)
 
     def release(self, job: JobId, now: float) -> list[News]:
         """The inputs are there; agents that wait are told.  Raises NoSuchJob, IllegalMove."""
-        return [Changed(self._queue.change(job, step.released)), *self._offers()]
+        return [*self._changed(self._queue.change(job, step.released)), *self._offers()]
 
     def cancel(self, job: JobId, now: float) -> list[News]:
         """End the job whatever it does.  Raises NoSuchJob, IllegalMove."""
         before = self._queue.get(job)
         after = self._queue.change(job, lambda record: step.cancelled(record, now))
-        news: list[News] = [Changed(after)]
+        news = self._changed(after)
         if before.state in HELD and after.agent in self._heard:
             news.append(self._stop(self._heard[after.agent], after, after.attempt))
-        return [*news, self._clean(after)]
+        return news
 
     def result_access(self, record: Record, now: float) -> Access:
         """Access to the accepted outputs of a job."""
-        url = f"{self._rules.storage_url}/jobs/{record.job.id}/result/"
-        return Access(url, self._grant(record, "get", "output", None, 0, now))
+        return self._grants.download_result(record, now)
 
     # What time brings
 
@@ -130,7 +120,7 @@ class Broker:
         news: list[News] = []
         for record in self._queue.select(HELD, due=now):
             reason = f"agent {record.agent} was not heard of for {self._rules.lease_seconds:.0f} s"
-            news.append(self._return(record.job.id, record.attempt, reason, now))
+            news += self._return(record.job.id, reason, now)
         for record in self._queue.select([State.STORING], due=now):
             news += self._give_up(record, now)
         for record in self._queue.select([State.STORING]):
@@ -196,8 +186,7 @@ class Broker:
         if record is None or not record.held_by(agent, attempt):
             return []
         reason = message.optional_text("reason", longest=step.LONGEST_REASON) or "given back by the agent"
-        back = self._return(record.job.id, attempt, reason, now, blame=False)
-        return [back, *self._offers()]
+        return [*self._return(record.job.id, reason, now, blame=False), *self._offers()]
 
     def _get_output_dir(self, agent: str, sender: Address, message: Message, now: float) -> list[News]:
         record, attempt = self._about(message)
@@ -207,11 +196,9 @@ class Broker:
             return [self._verdict(agent, sender, record, attempt)]
         until = now + self._rules.lease_seconds
         record = self._queue.change(record.job.id, lambda held: step.renewed(held, now, until))
-        job = record.job
-        names = job.stored_names if sum(map(len, job.stored_names)) <= TOKEN_NAMES_BYTES else None
-        token = self._grant(record, "put", "output", names, job.limits.disk_mb << 20, now)
-        url = f"{self._rules.storage_url}/jobs/{job.id}/{attempt}/output/"
-        return [Send(sender, self._answer(Command.STORE_OUTPUT_DIR, record, attempt, url=url, token=token))]
+        access = self._grants.upload_outputs(record, now)
+        place = self._answer(Command.STORE_OUTPUT_DIR, record, attempt, url=access.url, token=access.token)
+        return [Send(sender, place)]
 
     def _job_done(self, agent: str, sender: Address, message: Message, now: float) -> list[News]:
         record, attempt = self._about(message)
@@ -221,9 +208,8 @@ class Broker:
             return [self._verdict(agent, sender, record, attempt)]
         report = read_report(message, record)
         if report.verdict is State.QUEUED:
-            back = self._return(record.job.id, attempt, report.reason, now)
-            accepted = Send(sender, self._answer(Command.JOB_ACCEPTED, record, attempt))
-            return [back, accepted, *self._offers()]
+            back = self._return(record.job.id, report.reason, now)
+            return [*back, Send(sender, self._answer(Command.JOB_ACCEPTED, record, attempt)), *self._offers()]
         until = now + self._rules.storing_seconds
         record = self._queue.change(record.job.id, lambda held: step.storing(held, report, now, until))
         return [Changed(record), self._ask_storage(record, now)]
@@ -239,13 +225,13 @@ class Broker:
             why = message.optional_text("reason", longest=step.LONGEST_REASON)
             return self._refused_by_storage(record, f"the storage adapter refused the outputs: {why}", now)
         record = self._queue.change(record.job.id, lambda stored: step.accepted(stored, now))
-        return [Changed(record), *self._tell_agent(record, Command.JOB_ACCEPTED)]
+        return [*self._changed(record), *self._tell_agent(record, Command.JOB_ACCEPTED)]
 
     def _refused_by_storage(self, record: Record, reason: str, now: float) -> list[News]:
         if record.verdict is State.FAILED:
-            news: list[News] = [Changed(self._queue.change(record.job.id, lambda r: step.accepted(r, now)))]
+            news = self._changed(self._queue.change(record.job.id, lambda r: step.accepted(r, now)))
         else:
-            news = [self._return(record.job.id, record.attempt, reason, now)]
+            news = self._return(record.job.id, reason, now)
         return [*news, *self._tell_agent(record, Command.JOB_REFUSED, reason=reason), *self._offers()]
 
     def _give_up(self, record: Record, now: float) -> list[News]:
@@ -288,9 +274,16 @@ class Broker:
         to = self._heard.get(record.agent)
         return [] if to is None else [Send(to, self._answer(command, record, record.attempt, **fields))]
 
-    def _return(self, job: JobId, attempt: int, reason: str, now: float, *, blame: bool = True) -> Changed:
+    def _return(self, job: JobId, reason: str, now: float, *, blame: bool = True) -> list[News]:
         most = self._rules.max_attempts
-        return Changed(self._queue.change(job, partial(step.returned, reason=reason, now=now, most=most, blame=blame)))
+        back = partial(step.returned, reason=reason, now=now, most=most, blame=blame)
+        return self._changed(self._queue.change(job, back))
+
+    def _changed(self, record: Record) -> list[News]:
+        """The news of a new state; of a job that has ended the storage adapter keeps the result only."""
+        if record.state not in ENDED:
+            return [Changed(record)]
+        return [Changed(record), Send(self._rules.storage, Message(Command.CLEAN_JOB, {"jobID": record.job.id}))]
 
     def _offers(self) -> list[News]:
         """Offer queued jobs to the agents that wait, one each, those first that wait longest."""
@@ -303,7 +296,7 @@ class Broker:
         return news
 
     def _run_job(self, to: Address, record: Record, now: float) -> Send:
-        access = self._input_access(record, "get", now)
+        access = self._grants.download_inputs(record, now)
         return Send(
             to,
             self._answer(
@@ -324,34 +317,8 @@ class Broker:
         asked = self._answer(Command.ACCEPT_OUTPUT, record, record.attempt, outputs=outputs)
         return Send(self._rules.storage, asked, once=True)
 
-    def _clean(self, record: Record) -> Send:
-        return Send(self._rules.storage, Message(Command.CLEAN_JOB, {"jobID": record.job.id}))
-
     def _answer(self, command: str, record: Record, attempt: int, **fields: Json) -> Message:
         return Message(command, {"jobID": record.job.id, "attempt": attempt, **fields})
-
-    def _input_access(self, record: Record, direction: str, now: float) -> Access:
-        names = tuple(file.name for file in record.job.input_files)
-        allowed = names if sum(map(len, names)) <= TOKEN_NAMES_BYTES else None
-        total = sum(file.size for file in record.job.input_files)
-        url = f"{self._rules.storage_url}/jobs/{record.job.id}/input/"
-        return Access(url, self._grant(record, direction, "input", allowed, total, now))
-
-    def _grant(
-        self, record: Record, direction: str, scope: str, names: tuple[str, ...] | None, most: int, now: float
-    ) -> str:
-        return self._issue(
-            Grant(
-                job=record.job.id,
-                attempt=record.attempt,
-                agent=record.agent,
-                direction="put" if direction == "put" else "get",
-                scope="input" if scope == "input" else "output",
-                names=names,
-                max_bytes=most,
-                expires=int(now + self._rules.token_seconds),
-            )
-        )
 
 
 def read_report(message: Message, record: Record) -> Report:

@@ -157,6 +157,8 @@ def read_job(table: Table, job: JobId | None = None, where: str = "the job") -> 
     command = reader.text("command", longest=4096)
     if not command:
         raise JobMistake(f"{where}: field command is missing; it names the program to run")
+    if not reader.text("name").isprintable():
+        raise reader.wrong("name", "printable text")
     read = Job(
         id=job if job is not None else job_id(table.get("id")),
         command=command,

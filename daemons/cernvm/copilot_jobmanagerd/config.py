@@ -34,7 +34,7 @@ jid = string(default="copilot-storage@localhost")
 # The base of the storage adapter's URLs, as agents and submitters reach it.
 url = string(default="http://localhost:8082")
 # The private key that signs the tokens for the storage adapter; 'copilotctl make-keys' makes it.
-token_key = string(default="/etc/cernvm/copilot-jobmanagerd.key")
+token_key = string(default="/etc/cernvm/token.key")
 # Seconds for which a token is good: the longest upload or download.
 token_seconds = integer(min=60, max=604800, default=86400)
 # Seconds after which a finished attempt is given up when the storage adapter does not answer.

@@ -10,7 +10,8 @@ import uuid
 from collections.abc import Callable, Sequence
 from typing import Final
 
-from cernvm.copilot.broker import Access, Broker, Changed, News, Send
+from cernvm.copilot.access import Access
+from cernvm.copilot.broker import Broker, Changed, News, Send
 from cernvm.copilot.errors import NotYours
 from cernvm.copilot.job import JobId, State, job_id, read_job
 from cernvm.copilot.messages import Address, Message

@@ -22,8 +22,9 @@ SPEC: Final = """
 jid = string(default="{local}@localhost")
 # File that holds the account's password and nothing else; readable by this service only.
 password_file = string(default="/etc/cernvm/{service}.password")
-# Host and port to connect to; an empty host means the domain of the address.
+# Host to connect to; empty means the domain of the address.
 host = string(default="")
+# Its TCP port.
 port = integer(min=1, max=65535, default=5222)
 # The certificate authority (PEM) that the server's certificate must come from.
 ca_file = string(default="/etc/cernvm/copilot-ca.pem")
