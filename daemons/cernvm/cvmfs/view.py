@@ -164,6 +164,13 @@ class View:
         """Return the attributes of a known inode.  Raises NoEntry."""
         return self._attributes(inode, self._node(inode).entry)
 
+    def name_of(self, inode: Inode) -> str:
+        """The path of a known inode below the repository's name, for messages."""
+        with self._lock:
+            node = self._nodes.get(inode)
+        path = b"" if node is None else node.path
+        return self._tree.manifest.fqrn + path.decode("utf-8", "backslashreplace")
+
     def list(self, directory: Inode) -> tuple[Listed, ...]:
         """Return the whole listing, without `.` and `..`, sorted by name.  May block.  Raises NotDirectory."""
         self.counters.add(Counter.LISTINGS)

@@ -1,0 +1,67 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""What the admin sets in cvmfsd.conf.  What belongs to a repository stands in /etc/cvmfs instead.  Values only."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from cernvm.cvmfs.errors import Mistake
+from cernvm.cvmfs.parameters import check_fqrn
+from cernvm.kit.config import Settings
+
+SPEC: Final = """
+[cvmfsd]
+# The directory with default.conf, default.local, domain.d, config.d and keys: what each repository needs.
+parameters_directory = string(default="/etc/cvmfs")
+# Repositories appear here, each in a directory of its own name.
+mount_directory = string(default="/cvmfs")
+# Repositories that are mounted as soon as cvmfsd starts, separated by commas; others are mounted on request.
+repositories = list(default=list())
+# Requests of the kernel that one repository answers at the same time; each may wait for the network.
+threads = integer(min=2, max=64, default=12)
+
+[cache]
+# Fetched objects are kept here, for all repositories together; no other cvmfsd may use it.
+directory = string(default="/var/lib/cvmfs")
+# Megabytes that the cache may take; what was used least recently goes first. 0: no limit.
+limit_mb = integer(min=0, max=1000000000, default=4000)
+"""
+
+
+@dataclass(frozen=True)
+class Config:
+    """The configuration of cvmfsd."""
+
+    parameters_directory: Path
+    mount_directory: Path
+    repositories: tuple[str, ...]
+    threads: int
+    cache_directory: Path
+    cache_limit: int | None
+    """Bytes; None: no limit."""
+
+
+def configure(settings: Settings) -> Config:
+    """The configuration in `settings`.  Raises UserMistake naming file, section and key."""
+    own, cache = settings["cvmfsd"], settings["cache"]
+    repositories = tuple(dict.fromkeys(name for name in own["repositories"] if name))
+    for name in repositories:
+        try:
+            check_fqrn(name)
+        except Mistake as error:
+            raise settings.mistake("cvmfsd", "repositories", str(error)) from error
+    for key in ("parameters_directory", "mount_directory"):
+        if not Path(own[key]).is_absolute():
+            raise settings.mistake("cvmfsd", key, f"{own[key]!r} is not an absolute path")
+    if not Path(cache["directory"]).is_absolute():
+        raise settings.mistake("cache", "directory", f"{cache['directory']!r} is not an absolute path")
+    return Config(
+        parameters_directory=Path(own["parameters_directory"]),
+        mount_directory=Path(own["mount_directory"]),
+        repositories=repositories,
+        threads=own["threads"],
+        cache_directory=Path(cache["directory"]),
+        cache_limit=cache["limit_mb"] * 1_000_000 or None,
+    )

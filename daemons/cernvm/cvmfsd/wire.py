@@ -1,0 +1,96 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""What supervisor and worker say to each other: one JSON object per line over a socket pair.
+
+Both ends are the same program, so that a line that cannot be read is an error of ours and ends the worker.  Values.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+from typing import Final
+
+from cernvm.cvmfs import errors
+from cernvm.kit.errors import Problem
+
+
+@dataclass(frozen=True)
+class Task:
+    """Supervisor -> worker, once: what to mount."""
+
+    fqrn: str
+    mount_point: str
+    parameters_directory: str
+    cache_directory: str
+    cache_limit: int | None
+    threads: int
+    log_level: str
+
+
+@dataclass(frozen=True)
+class Unmount:
+    """Supervisor -> worker: end.  The supervisor has made sure that nobody uses the mount, or does not mind."""
+
+
+@dataclass(frozen=True)
+class Refresh:
+    """Supervisor -> worker: look for a newer revision now; answered by `Refreshed`."""
+
+
+@dataclass(frozen=True)
+class Shows:
+    """Worker -> supervisor: the mount shows this revision (the first time: the mount is there)."""
+
+    revision: int
+    root_hash: str
+
+
+@dataclass(frozen=True)
+class Refreshed:
+    """Worker -> supervisor: the answer to `Refresh`; `complaint` is empty when all is well."""
+
+    kind: str
+    complaint: str
+
+
+@dataclass(frozen=True)
+class Failed:
+    """Worker -> supervisor: the mount cannot be made; `kind` is the name of the error's class."""
+
+    kind: str
+    sentence: str
+
+
+@dataclass(frozen=True)
+class Trouble:
+    """Worker -> supervisor: a request of the kernel was answered with an error; `sentence` says why."""
+
+    sentence: str
+
+
+@dataclass(frozen=True)
+class Unmounted:
+    """Worker -> supervisor: somebody unmounted it; the worker ends."""
+
+
+Message = Task | Unmount | Refresh | Shows | Refreshed | Failed | Trouble | Unmounted
+_KINDS: Final[dict[str, type[Message]]] = {
+    kind.__name__: kind for kind in (Task, Unmount, Refresh, Shows, Refreshed, Failed, Trouble, Unmounted)
+}
+
+
+def encode(message: Message) -> bytes:
+    """One line."""
+    return json.dumps({"kind_of_message": type(message).__name__, **asdict(message)}).encode() + b"\n"
+
+
+def decode(line: bytes) -> Message:
+    """Read one line.  Raises ValueError, TypeError or KeyError for what `encode` did not write."""
+    fields = json.loads(line)
+    return _KINDS[fields.pop("kind_of_message")](**fields)
+
+
+def error_of(kind: str, sentence: str) -> Problem:
+    """The error that the other side described by the name of its class."""
+    cls = getattr(errors, kind, Problem)
+    return cls(sentence) if isinstance(cls, type) and issubclass(cls, Problem) else Problem(sentence)

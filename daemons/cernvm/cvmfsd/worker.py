@@ -1,0 +1,214 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""The child process of one mount: `python -m cernvm.cvmfsd.worker SOCKET COUNTERS` (two inherited descriptors).
+
+Threads: the main one talks to the supervisor; one runs the FUSE session (which starts its own workers); one asks for
+newer revisions.  When the supervisor goes away the socket ends, and the worker takes its mount away and ends too.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import resource
+import signal
+import socket
+import sys
+import threading
+from contextlib import suppress
+from datetime import timedelta
+from pathlib import Path
+from random import Random
+from typing import Final
+
+from cernvm.cvmfs.cache import Cache
+from cernvm.cvmfs.client import Client, open_client
+from cernvm.cvmfs.counters import Counters
+from cernvm.cvmfs.parameters import read_parameters
+from cernvm.kit import journal
+from cernvm.kit.errors import EXIT_FAILED, EXIT_OK, Problem, sentence
+
+from . import llfuse, wire
+from .mounting import unmount
+
+log = logging.getLogger(__name__)
+RETRY_AFTER: Final = timedelta(minutes=3).total_seconds()
+"""Seconds until the next question after one that failed."""
+SETTLE: Final = 2.0
+"""Seconds after which the kernel is told again: an answer from before the switch may have come after the first time."""
+END: Final = 5.0
+"""Seconds for the FUSE session to end once unmounted."""
+
+
+class Link:
+    """The socket to the supervisor; any thread may say something."""
+
+    def __init__(self, connection: socket.socket) -> None:
+        self._connection = connection
+        self._lines = connection.makefile("rb")
+        self._lock = threading.Lock()
+
+    def say(self, message: wire.Message) -> None:
+        """Send one line; a supervisor that is gone is noticed by `hear`."""
+        with self._lock, suppress(OSError):
+            self._connection.sendall(wire.encode(message))
+
+    def hear(self) -> wire.Message | None:
+        """Wait for the next line; None when the supervisor is gone."""
+        line = self._lines.readline()
+        return wire.decode(line) if line.endswith(b"\n") else None
+
+    def hang_up(self) -> None:
+        """Make `hear` return None, from any thread."""
+        with suppress(OSError):
+            self._connection.shutdown(socket.SHUT_RD)
+
+
+class Refresher:
+    """Asks for newer revisions when they are due or wanted, in a thread of its own."""
+
+    def __init__(self, client: Client, link: Link) -> None:
+        self._client = client
+        self._link = link
+        self._wake = threading.Condition()
+        self._wanted = False
+        self._stopped = False
+        self._thread = threading.Thread(target=self._run, name="refresh", daemon=True)
+        self._thread.start()
+
+    def now(self) -> None:
+        """Ask at once and answer with `Refreshed`."""
+        with self._wake:
+            self._wanted = True
+            self._wake.notify()
+
+    def stop(self) -> None:
+        """End; a transfer under way is not waited for."""
+        with self._wake:
+            self._stopped = True
+            self._wake.notify()
+
+    def _run(self) -> None:
+        delay = self._jitter(float(self._client.ttl()))
+        while True:
+            with self._wake:
+                due = None if not self._client.auto_update else delay
+                self._wake.wait_for(lambda: self._wanted or self._stopped, due)
+                if self._stopped:
+                    return
+                wanted, self._wanted = self._wanted, False
+            kind, complaint = self._ask()
+            delay = self._jitter(RETRY_AFTER if complaint else float(self._client.ttl()))
+            if wanted:
+                self._link.say(wire.Refreshed(kind, complaint))
+
+    def _ask(self) -> tuple[str, str]:
+        """Look once; the kind of error and its sentence, both empty when all is well."""
+        try:
+            changes = self._client.refresh()
+        except (Problem, OSError) as error:
+            log.warning("no newer revision: %s", sentence(error))
+            return type(error).__name__, sentence(error)
+        if changes is not None:
+            llfuse.invalidate(changes)
+            manifest = self._client.view.tree.manifest
+            log.info("shows revision %d", manifest.revision)
+            self._link.say(wire.Shows(manifest.revision, str(manifest.root_hash)))
+            again = threading.Timer(SETTLE, llfuse.invalidate, (changes,))
+            again.daemon = True
+            again.start()
+        return "", ""
+
+    def _jitter(self, seconds: float) -> float:
+        return seconds * (0.95 + 0.1 * Random().random())
+
+
+def main(arguments: list[str]) -> int:
+    """Run one mount to its end; returns the exit status."""
+    link = Link(socket.socket(fileno=int(arguments[0])))
+    counters = Counters(int(arguments[1]))
+    task = link.hear()
+    if not isinstance(task, wire.Task):
+        return EXIT_FAILED
+    journal.set_up(f"cvmfsd {task.fqrn}", task.log_level, detached=_detached())
+    _prepare_process(link)
+    try:
+        _serve(task, link, counters)
+    except (Problem, OSError) as error:
+        link.say(wire.Failed(type(error).__name__, sentence(error)))
+        return EXIT_FAILED
+    except Exception as error:
+        log.critical("stopped by an error of its own", exc_info=True)
+        link.say(wire.Failed(Problem.__name__, sentence(error)))
+        return EXIT_FAILED
+    return EXIT_OK
+
+
+def _detached() -> bool:
+    """Whether the supervisor has no stderr that anybody reads."""
+    return Path("/proc/self/fd/2").resolve() == Path(os.devnull)
+
+
+def _prepare_process(link: Link) -> None:
+    """SIGTERM ends in order; SIGINT is the supervisor's affair; SIGUSR1 is llfuse's and must not kill."""
+    signal.signal(signal.SIGTERM, lambda *_: link.hang_up())
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGUSR1, lambda *_: None)
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+
+
+def _serve(task: wire.Task, link: Link, counters: Counters) -> None:
+    parameters = read_parameters(task.fqrn, Path(task.parameters_directory))
+    cache = Cache(Path(task.cache_directory), task.cache_limit)
+    client = open_client(parameters, cache, counters)
+    point = Path(task.mount_point)
+    files = llfuse.FileSystem(client.view, lambda text: _tell(link, text))
+    session = llfuse.Session(files, point, client.options, root=os.geteuid() == 0)
+
+    def serve() -> None:
+        try:
+            session.serve(task.threads)
+        finally:
+            link.hang_up()
+
+    fuse = threading.Thread(target=serve, name="fuse", daemon=True)
+    fuse.start()
+    manifest = client.view.tree.manifest
+    link.say(wire.Shows(manifest.revision, str(manifest.root_hash)))
+    refresher = Refresher(client, link)
+    _obey(link, refresher)
+    refresher.stop()
+    _end(point, fuse, session, link)
+    client.close()
+
+
+def _obey(link: Link, refresher: Refresher) -> None:
+    """Do what the supervisor says until it wants the end, is gone, or the mount is gone."""
+    while True:
+        message = link.hear()
+        if isinstance(message, wire.Refresh):
+            refresher.now()
+        else:
+            return
+
+
+def _end(point: Path, fuse: threading.Thread, session: llfuse.Session, link: Link) -> None:
+    if not fuse.is_alive():
+        link.say(wire.Unmounted())
+    else:
+        unmount(point, lazy=True)
+        fuse.join(END)
+    if fuse.is_alive():
+        log.warning("%s was in use when it was taken away; its users get errors from now on", point)
+        sys.stderr.flush()
+        os._exit(EXIT_OK)  # the session's threads cannot be stopped while the mount is in use
+    session.close()
+
+
+def _tell(link: Link, text: str) -> None:
+    log.error("%s", text)
+    link.say(wire.Trouble(text))
+
+
+if __name__ == "__main__":
+    raise SystemExit(main(sys.argv[1:]))
