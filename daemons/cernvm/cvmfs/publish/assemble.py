@@ -125,7 +125,7 @@ class Assembler:
     def _walk(self, tree: bytes, last: ContentHash | None, jobs: int) -> Assembled:
         current: _Open | None = None
         root: _Open | None = None
-        with _workers(jobs) as pool:
+        with _workers(jobs, self._depositor) as pool:
             for step in walk(tree):
                 if isinstance(step, Left):
                     if current is not None and current.writer.prefix == step.path:
@@ -224,10 +224,13 @@ class Assembler:
 
 
 @contextmanager
-def _workers(jobs: int) -> Iterator[ThreadPoolExecutor]:
+def _workers(jobs: int, depositor: Depositor) -> Iterator[ThreadPoolExecutor]:
     pool = ThreadPoolExecutor(jobs, thread_name_prefix="deposit")
     try:
         yield pool
+    except BaseException:
+        depositor.stop()
+        raise
     finally:
         pool.shutdown(cancel_futures=True)
 

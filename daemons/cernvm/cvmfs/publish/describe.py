@@ -10,8 +10,9 @@ from pathlib import Path
 
 from ..errors import Malformed
 from ..hashes import Kind
+from ..manifest import split_envelope
+from ..trust import parse_whitelist
 from .repository import read_manifest
-from .sign import read_whitelist
 from .store import WHITELIST, Store
 
 
@@ -49,8 +50,12 @@ def describe(fqrn: str, storage: Path) -> Description:
         files=counters.get("regular", 0),
         bytes=counters.get("file_size", 0),
         catalogs=nested + 1,
-        whitelist_expires=read_whitelist(whitelist).expires if whitelist is not None else None,
+        whitelist_expires=_expiry(whitelist) if whitelist is not None else None,
     )
+
+
+def _expiry(whitelist: bytes) -> datetime:
+    return parse_whitelist(split_envelope(whitelist, "the whitelist").text).expires
 
 
 def _counters(catalog: bytes) -> dict[str, int]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -77,6 +78,11 @@ class Depositor:
         self._seen = seen
         self._sizes = sizes or Sizes()
         self._on_bytes = on_bytes or (lambda _: None)
+        self._stopped = threading.Event()
+
+    def stop(self) -> None:
+        """Make every deposit that is under way fail soon."""
+        self._stopped.set()
 
     def deposit(self, path: Path) -> Content:
         """Store the file `path` as it is now.  Raises Mistake, CvmfsProblem."""
@@ -89,11 +95,11 @@ class Depositor:
                         return known
                 return self._store_content(fd, size)
         except PermissionError:
-            raise Mistake(f"{os.fsdecode(path)}: cannot be read by this user") from None
+            raise Mistake(f"{path}: cannot be read by this user") from None
         except FileNotFoundError:
-            raise CvmfsProblem(f"{os.fsdecode(path)}: vanished while it was being published") from None
+            raise CvmfsProblem(f"{path}: vanished while it was being published") from None
         except OSError as error:
-            raise CvmfsProblem(f"{os.fsdecode(path)}: {sentence(error)}") from error
+            raise CvmfsProblem(f"{path}: could not be stored ({sentence(error)})") from error
 
     def deposit_nothing(self) -> Content:
         """Store the content of an empty file.  Raises OSError."""
@@ -102,7 +108,7 @@ class Depositor:
     def _recall(self, fd: int, size: int) -> Content | None:
         """The objects of content that was stored before, if they are all still there."""
         digest = hashlib.sha256()
-        for block in _blocks(fd, size):
+        for block in self._blocks(fd, size):
             digest.update(block)
         pieces = self._seen.recall(digest.digest())
         if pieces is None:
@@ -122,7 +128,7 @@ class Depositor:
         start = position = 0
         incoming = self._store.incoming(self._algorithm)
         try:
-            for block in _blocks(fd, size):
+            for block in self._blocks(fd, size):
                 digest.update(block)
                 begin = 0
                 for cut in cutter.feed(block):
@@ -141,6 +147,15 @@ class Depositor:
         self._seen.remember(digest.digest(), [(piece.offset, piece.size, piece.content.digest) for piece in pieces])
         return Content(tuple(pieces))
 
+    def _blocks(self, fd: int, size: int) -> Iterator[bytes]:
+        """The first `size` bytes, or fewer if the file has shrunk; a file that grows for ever still ends."""
+        position = 0
+        while position < size and (block := os.pread(fd, min(BLOCK, size - position), position)):
+            if self._stopped.is_set():
+                raise CvmfsProblem("the publication was stopped")
+            yield block
+            position += len(block)
+
 
 @contextmanager
 def _opened(path: Path) -> Iterator[int]:
@@ -148,15 +163,7 @@ def _opened(path: Path) -> Iterator[int]:
     fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
     try:
         if not S_ISREG(os.fstat(fd).st_mode):
-            raise CvmfsProblem(f"{os.fsdecode(path)}: was replaced by something else while it was being published")
+            raise CvmfsProblem(f"{path}: was replaced by something else while it was being published")
         yield fd
     finally:
         os.close(fd)
-
-
-def _blocks(fd: int, size: int) -> Iterator[bytes]:
-    """The first `size` bytes or fewer, if the file has shrunk; a file that grows for ever still ends."""
-    position = 0
-    while position < size and (block := os.pread(fd, min(BLOCK, size - position), position)):
-        yield block
-        position += len(block)

@@ -11,13 +11,17 @@ from __future__ import annotations
 import json
 import os
 import re
+import sqlite3
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Final
+
+from cernvm.kit.errors import sentence
 
 from ..errors import CvmfsProblem, Mistake, NoRepository
 from ..hashes import Algorithm, ContentHash, Kind, hash_of
@@ -87,7 +91,7 @@ def create_repository(
     release, master = load_release(files), load_master(files)
     store = Store(storage)
     store.lay_out()
-    with store.writing():
+    with _failures(), store.writing():
         listed = (hash_of(release.der, algorithm),)
         whitelist = Whitelist(fqrn, now, now + timedelta(days=whitelist_days), listed)
         store.write_root(WHITELIST, whitelist.sign(algorithm, master))
@@ -126,7 +130,7 @@ def publish_tree(
     if whitelist is None:
         raise Mistake(f"{storage / WHITELIST}: is missing; sign one with 'cvmfs-server resign'")
     require_listed(whitelist, fqrn, release.der, _now())
-    with store.writing():
+    with _failures(), store.writing():
         last = _manifest(store, fqrn)
         follow = last if ttl is None else replace(last, ttl=ttl)
         work = _Publication(store, follow, release, last.root_hash)
@@ -142,7 +146,7 @@ def resign_whitelist(fqrn: str, storage: Path, keys: Path, *, days: int = WHITEL
     algorithm = _manifest(store, fqrn).root_hash.algorithm
     now = _now()
     whitelist = Whitelist(fqrn, now, now + timedelta(days=days), (hash_of(release.der, algorithm),))
-    with store.writing():
+    with _failures(), store.writing():
         store.write_root(WHITELIST, whitelist.sign(algorithm, master))
     return whitelist.expires
 
@@ -240,6 +244,15 @@ class _Publication:
                 "put back the file of the last publication"
             )
         return reflog
+
+
+@contextmanager
+def _failures() -> Iterator[None]:
+    """What the disk or SQLite refuse while the storage is written to, as one sentence."""
+    try:
+        yield
+    except (OSError, sqlite3.Error) as error:
+        raise CvmfsProblem(f"the storage cannot be written: {sentence(error)}") from error
 
 
 def _manifest(store: Store, fqrn: str) -> Manifest:

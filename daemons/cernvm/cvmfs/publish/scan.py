@@ -136,7 +136,11 @@ def _directory(tree: bytes, entry: Entry) -> Directory:
         raise Mistake(f"{os.fsdecode(place)}: the directory cannot be read by this user") from None
     except OSError as error:
         raise CvmfsProblem(f"{sentence(error)} (while it was being published)") from error
-    return Directory(entry, tuple(_entry(tree, entry.path + b"/" + name) for name in names))
+    entries = tuple(_entry(tree, entry.path + b"/" + name) for name in names)
+    for found in entries:
+        if found.name == MARKER and not found.is_file:
+            raise Mistake(f"{os.fsdecode(tree + found.path)}: must be a regular file, it marks a nested catalog")
+    return Directory(entry, entries)
 
 
 def _entry(tree: bytes, path: bytes) -> Entry:

@@ -81,6 +81,7 @@ def _open(path: Path) -> sqlite3.Connection:
         if database.execute("PRAGMA user_version").fetchone()[0] != RECIPE:
             database.execute("DROP TABLE IF EXISTS seen")
             database.execute(f"PRAGMA user_version = {RECIPE}")
+        database.execute("PRAGMA locking_mode = EXCLUSIVE").fetchall()
         database.executescript(_SCHEMA)
     except BaseException:
         database.close()

@@ -17,12 +17,11 @@ from typing import Final
 
 from cryptography.hazmat.primitives.asymmetric import rsa
 
-from ..errors import CvmfsProblem, Malformed, Mistake, Untrusted
-from ..hashes import Algorithm, ContentHash, hash_of, parse_fingerprint
+from ..errors import CvmfsProblem, Mistake, Untrusted
+from ..hashes import Algorithm, ContentHash, hash_of
 from ..manifest import split_envelope, unsigned_envelope
+from ..trust import SHA1_DIGEST_INFO, parse_whitelist
 
-_SHA1_DIGEST_INFO: Final = bytes.fromhex("3021300906052b0e03021a05000414")
-"""DER of DigestInfo{SHA-1, NULL, 20 bytes}, without the bytes (RFC 8017, 9.2)."""
 _STAMP: Final = "%Y%m%d%H%M%S"
 _MIN_PADDING: Final = 11
 
@@ -46,7 +45,7 @@ def sign_raw(key: rsa.RSAPrivateKey, message: bytes) -> bytes:
 
 def sign_sha1(key: rsa.RSAPrivateKey, message: bytes) -> bytes:
     """RSA PKCS#1 v1.5 with SHA-1 of `message`."""
-    return sign_raw(key, _SHA1_DIGEST_INFO + hashlib.sha1(message, usedforsecurity=False).digest())
+    return sign_raw(key, SHA1_DIGEST_INFO + hashlib.sha1(message, usedforsecurity=False).digest())
 
 
 def sign_manifest(body: bytes, algorithm: Algorithm, key: rsa.RSAPrivateKey) -> bytes:
@@ -79,36 +78,16 @@ class Whitelist:
         envelope = unsigned_envelope(self.body(), algorithm)
         return replace(envelope, signature=sign_raw(master, envelope.hash_text)).join()
 
-    def expired(self, now: datetime) -> bool:
-        """Whether clients refuse it: from the beginning of the hour in which it expires."""
-        return now >= self.expires.replace(minute=0, second=0, microsecond=0)
-
-
-def read_whitelist(data: bytes) -> Whitelist:
-    """Take a stored whitelist apart; its signature is not checked.  Raises Malformed."""
-    envelope = split_envelope(data, "the whitelist")
-    lines = envelope.text.decode("utf-8", "replace").splitlines()
-    try:
-        created, expires = (
-            datetime.strptime(text, _STAMP).replace(tzinfo=UTC) for text in (lines[0], lines[1].removeprefix("E"))
-        )
-        name = lines[2]
-    except (IndexError, ValueError):
-        raise Malformed("the whitelist does not begin with two times and a name") from None
-    found = (parse_fingerprint(line) for line in lines[3:])
-    prints = tuple(fingerprint for fingerprint in found if fingerprint is not None)
-    return Whitelist(name.removeprefix("N"), created, expires, prints)
-
 
 def require_listed(data: bytes, fqrn: str, der: bytes, now: datetime) -> None:
     """See that clients will accept what the certificate `der` signs under this whitelist.
 
     Raises Malformed, Untrusted or (for what `cvmfs-server resign` mends) Mistake.
     """
-    whitelist = read_whitelist(data)
+    whitelist = parse_whitelist(split_envelope(data, "the whitelist").text)
     if whitelist.fqrn != fqrn:
         raise Untrusted(f"the whitelist is for {whitelist.fqrn}, not for {fqrn}")
-    if whitelist.expired(now):
+    if now >= whitelist.expires:
         raise Mistake(
             f"the whitelist of {fqrn} expired at {whitelist.expires:%Y-%m-%d %H:00} UTC; "
             "renew it with 'cvmfs-server resign'"
