@@ -16,10 +16,11 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Self
 
+from cernvm.kit.errors import Problem
 from cernvm.kit.proc import die_with_parent, end
 
 
-class ServerFailed(Exception):
+class ServerFailed(Problem):
     """A server ended or did not answer in time; the text has the end of its log."""
 
 
