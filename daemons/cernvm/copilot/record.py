@@ -183,6 +183,7 @@ def shown(record: Record) -> dict[str, Json]:
         "attempt": record.attempt,
         "agent": record.agent,
         "submitted": record.submitted,
+        "leased": record.leased,
         "started": record.started,
         "finished": record.finished,
         "exit_code": record.exit_code,

@@ -20,6 +20,8 @@ CVMFS: Final = "ch.cern.cernvm.Cvmfs1"
 CVMFS_PATH: Final = "/ch/cern/cernvm/Cvmfs1"
 MOUNT_INTERFACE: Final = "ch.cern.cernvm.Cvmfs1.Mount"
 LOOK_SECONDS: Final = 10.0
+ERRORS: Final = "errors"
+"""The counter of requests that cvmfsd answered with an error."""
 
 
 class SoftwareMissing(CopilotProblem):
@@ -35,6 +37,14 @@ class Mounted:
     mount_point: Path
     before: Mapping[str, int | float] = field(default_factory=dict)
     error_before: str = ""
+
+
+@dataclass(frozen=True)
+class Use:
+    """Counters summed over repositories, and in one sentence what went wrong in them (empty: nothing)."""
+
+    counters: Mapping[str, Json] = field(default_factory=dict)
+    trouble: str = ""
 
 
 class Software:
@@ -55,25 +65,20 @@ class Software:
             await self._look(package, place)
         return list(mounted.values())
 
-    async def usage(self, mounted: Sequence[Mounted]) -> dict[str, Json]:
-        """What cvmfsd did for these repositories since `prepare`, counter by counter."""
-        total: dict[str, Json] = {}
+    async def used(self, mounted: Sequence[Mounted]) -> Use:
+        """What cvmfsd did for these repositories since `prepare`."""
+        counters: dict[str, Json] = {}
+        troubles = []
         for mount in mounted:
             after = await self._statistics(mount.path)
-            for name, value in after.items():
-                known = total.get(name, 0)
-                base = known if isinstance(known, int | float) else 0
-                total[name] = base + value - mount.before.get(name, 0)
-        return total
-
-    async def trouble(self, mounted: Sequence[Mounted]) -> str:
-        """What went wrong in these repositories since `prepare`; empty when nothing did."""
-        found = []
-        for mount in mounted:
-            error = await self._last_error(mount.path)
-            if error and error != mount.error_before:
-                found.append(f"{mount.repository}: {error}")
-        return "; ".join(found)
+            grown = {name: value - mount.before.get(name, 0) for name, value in after.items()}
+            for name, value in grown.items():
+                known = counters.get(name, 0)
+                counters[name] = value + (known if isinstance(known, int | float) else 0)
+            last = await self._last_error(mount.path)
+            if last and (last != mount.error_before or grown.get(ERRORS, 0) > 0):
+                troubles.append(f"{mount.repository}: {last}")
+        return Use(counters, "; ".join(troubles))
 
     async def _mount(self, repository: str) -> Mounted:
         try:

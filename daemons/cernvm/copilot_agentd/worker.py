@@ -80,14 +80,17 @@ class Worker:
             "cpu_seconds": round(outcome.cpu_seconds, 3),
             "max_rss_bytes": outcome.max_rss_bytes,
         }
+        used = await self._software.used(mounted)
         if mounted:
-            usage["cvmfs"] = await self._software.usage(mounted)
+            usage["cache_hits"] = used.counters.get("cache_hits", 0)
+            usage["bytes_fetched"] = used.counters.get("bytes_received", 0)
+            usage["cvmfs"] = dict(used.counters)
         reason = outcome.reason or _missing(job, work)
         if not reason:
             return Report(State.DONE, outcome.exit_code, "", usage=usage)
-        trouble = await self._software.trouble(mounted)
-        if trouble:
-            return Report(State.QUEUED, outcome.exit_code, f"{reason}; its software: {trouble}", usage=usage)
+        if used.trouble:
+            reason = f"{reason}; its software: {used.trouble}"
+            return Report(State.QUEUED, outcome.exit_code, reason, usage=usage)
         return Report(State.FAILED, outcome.exit_code, reason, usage=usage)
 
 
