@@ -85,7 +85,7 @@ class Worker:
             usage["cache_hits"] = used.counters.get("cache_hits", 0)
             usage["bytes_fetched"] = used.counters.get("bytes_received", 0)
             usage["cvmfs"] = dict(used.counters)
-        reason = outcome.reason or _missing(job, work)
+        reason = _missing(job, work) if outcome.success else outcome.sentence
         if not reason:
             return Report(State.DONE, outcome.exit_code, "", usage=usage)
         if used.trouble:
