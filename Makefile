@@ -71,6 +71,8 @@ install: $(MANPAGES) ## install into DESTDIR= with PREFIX=/usr
 	install -D -m 644 -t $(DESTDIR)$(DATADIR)/dbus-1/system.d systemd/dbus-1/system.d/*.conf
 	install -D -m 644 -t $(DESTDIR)$(DATADIR)/dbus-1/system-services systemd/dbus-1/system-services/*.service
 	install -D -m 644 -t $(DESTDIR)$(SYSCONFDIR)/cvmfs etc/cvmfs/default.conf
+	install -d $(DESTDIR)$(SYSCONFDIR)/cvmfs/keys $(DESTDIR)$(SYSCONFDIR)/cvmfs/config.d \
+	  $(DESTDIR)$(SYSCONFDIR)/cvmfs/domain.d
 	set -e; for page in $(MANPAGES); do \
 	  install -D -m 644 $$page $(DESTDIR)$(DATADIR)/man/man$${page##*.}/$${page##*/}; done
 
