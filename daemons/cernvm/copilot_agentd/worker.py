@@ -7,8 +7,6 @@ ends as QUEUED, so that another attempt can be made.
 
 from __future__ import annotations
 
-import os
-import stat
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Final
@@ -53,8 +51,8 @@ class Worker:
         """Upload all outputs that are there.  Raises TransferFailed."""
         outputs = []
         for name in deed.assignment.job.stored_names:
-            source = work / name
-            if _is_plain(source, work):
+            source = sandbox.output_file(work, name)
+            if source is not None:
                 url = f"{deed.url}{quote(name)}"
                 stored = await upload(self._session, url, deed.token, source, deadline=self._seconds, name=name)
                 outputs.append(Output(stored.name, stored.size, stored.sha256))
@@ -101,14 +99,6 @@ def _environment(job: Job, mounted: Sequence[Mounted]) -> Mapping[str, str]:
 
 def _missing(job: Job, work: Path) -> str:
     for name in job.output_files:
-        if not _is_plain(work / name, work):
+        if sandbox.output_file(work, name) is None:
             return f"the job left no output file {name}"
     return ""
-
-
-def _is_plain(path: Path, work: Path) -> bool:
-    """True for a regular file that no symlink brings in from outside of `work`."""
-    try:
-        return stat.S_ISREG(os.lstat(path).st_mode) and path.resolve().is_relative_to(work.resolve())
-    except OSError:
-        return False
