@@ -148,6 +148,8 @@ class Agent:
         self._ask_at = 0.0
         self._ask_wait = habits.ask_first
         self._answer_by: float | None = None
+        self._asked: Address | None = None
+        """The job manager that a getJob is under way to, until `_answer_by`."""
         self.draining = False
         """True when no further job is asked for."""
 
@@ -267,9 +269,10 @@ class Agent:
         return []
 
     def _have_job(self, sender: Address, now: float) -> list[Deed]:
-        if self.draining or self.free < 1 or self._answer_by is not None:
+        # a manager that offers again found nothing for the getJob before; another manager's offer has to wait
+        if self.draining or self.free < 1 or (self._answer_by is not None and sender != self._asked):
             return []
-        self._answer_by = now + self._habits.answer_seconds
+        self._answer_by, self._asked = now + self._habits.answer_seconds, sender
         holding: list[Json] = [{"jobID": job, "attempt": attempt} for job, attempt in self._held]
         return [Send(sender, self._message(Command.GET_JOB, holding=holding, host=self._host))]
 
