@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from cernvm.copilot.job import Limits
-from cernvm.copilot.sandbox import MARK, Ending, Outcome, Progress, SandboxFailed, output_file, run
+from cernvm.copilot.sandbox import MARK, Ending, Outcome, Progress, SandboxFailed, run
 from tests.support.daemon import project_environment
 from tests.support.server import wait_until
 
@@ -300,19 +300,6 @@ def test_an_agent_that_is_killed_leaves_no_payload(tmp_path: Path, number: signa
         agent.send_signal(number)
         agent.wait(20)
     gone(str(tmp_path))
-
-
-def test_outputs_are_regular_files_inside_the_directory(tmp_path: Path) -> None:
-    work = tmp_path / "work"
-    (work / "sub").mkdir(parents=True)
-    (tmp_path / "secret").write_text("s")
-    (work / "sub/a").write_text("a")
-    (work / "link").symlink_to(tmp_path / "secret")
-    (work / "way").symlink_to(tmp_path)
-    os.mkfifo(work / "fifo")
-    assert output_file(work, "sub/a") == work / "sub/a"
-    for name in ("link", "way/secret", "fifo", "sub", "absent", "../secret", "sub/a/b", ".", ""):
-        assert output_file(work, name) is None
 
 
 def test_a_job_does_not_start_over_old_logs(tmp_path: Path) -> None:

@@ -199,6 +199,11 @@ class Log:
             self._cut = True
             os.write(self._file, b"\n[the rest is over the limit and was dropped]\n")
 
+    def close(self) -> None:
+        """Nothing more comes."""
+        os.close(self.end)
+        os.close(self._file)
+
 
 class Runner:
     """One payload, from start to end."""
@@ -232,6 +237,7 @@ class Runner:
         clean = kill_tree()
         for log in self._logs:
             log.move()
+            log.close()
         self._measure()
         code = 0 if status is None else os.waitstatus_to_exitcode(status)
         if status is None:

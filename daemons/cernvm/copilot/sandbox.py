@@ -142,7 +142,7 @@ async def run(
         report_every=report_every,
     )
     end = await _watch(orders, mark, on_progress)
-    return _outcome(end, job.command, limits)
+    return tell(end, job.command, limits)
 
 
 def output_file(workdir: Path, name: str) -> Path | None:
@@ -264,7 +264,8 @@ def _clean_environment(given: Mapping[str, str], workdir: Path, temporary: Path,
     }
 
 
-def _outcome(end: Mapping[str, Any], command: str, limits: Limits) -> Outcome:
+def tell(end: Mapping[str, Any], command: str, limits: Limits) -> Outcome:
+    """The runner's last word as an outcome with a sentence."""
     ending, code = Ending(end["reason"]), int(end["exit_code"])
     texts = {
         Ending.EXITED: f"{command} ended with exit code {code}",

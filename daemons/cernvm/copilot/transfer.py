@@ -138,7 +138,7 @@ async def _persist(once: Callable[[], Awaitable[None]], what: str, deadline: flo
                     break
                 await asyncio.sleep(delay)
     except TimeoutError:
-        raise TransferFailed(f"{what}: not done within {deadline:.0f} s; the last try: {last}") from None
+        raise TransferFailed(f"{what}: not done within {deadline:g} s; the last try: {last}") from None
     except OSError as error:
         raise TransferFailed(f"{what}: {sentence(error)}", final=True) from error
     raise TransferFailed(f"{what}: given up; the last try: {last}")
