@@ -42,7 +42,7 @@ def row(root: bytes, path: bytes) -> str:
     if kind == "f" and escaped(path) not in EXTERNAL:
         content = hashlib.sha1(Path(os.fsdecode(full)).read_bytes()).hexdigest()
     if kind == "l":
-        target = escaped(os.readlink(full))
+        target = escaped(os.fsencode(Path(os.fsdecode(full)).readlink()))
     elif path:
         attributes = {name: os.getxattr(full, name, follow_symlinks=False).hex() for name in os.listxattr(full)}
     if kind in "cb":
@@ -63,7 +63,7 @@ def tree(root: Path) -> list[str]:
         rows.append(row(os.fsencode(root), path))
         full = os.fsencode(root) + path
         if stat.S_ISDIR(os.lstat(full).st_mode):
-            for name in sorted(os.listdir(full)):
+            for name in sorted(os.fsencode(child.name) for child in Path(os.fsdecode(full)).iterdir()):
                 walk(path + b"/" + name)
 
     walk(b"")

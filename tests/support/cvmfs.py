@@ -125,3 +125,13 @@ def mounts_below(directory: Path) -> list[str]:
     """Mount points below `directory`, by the kernel's table."""
     lines = Path("/proc/self/mountinfo").read_text().splitlines()
     return [line.split()[4] for line in lines if line.split()[4].startswith(f"{directory}/")]
+
+
+def worker_of(mounted: Path) -> int:
+    """The process id of the worker behind a mount."""
+    return int(os.getxattr(mounted, "user.pid"))
+
+
+def complaint(error: dbus.DBusException) -> tuple[str, str]:
+    """The last part of the error's name, and its sentence."""
+    return str(error.get_dbus_name()).rpartition(".")[2], str(error.get_dbus_message())

@@ -35,7 +35,7 @@ RETRY_AFTER: Final = timedelta(minutes=3).total_seconds()
 """Seconds until the next question after one that failed."""
 SETTLE: Final = 2.0
 """Seconds after which the kernel is told again: an answer from before the switch may have come after the first time."""
-END: Final = 5.0
+END: Final = 2.0
 """Seconds for the FUSE session to end once unmounted."""
 
 
@@ -165,10 +165,13 @@ def _serve(task: wire.Task, link: Link, counters: Counters) -> None:
     files = llfuse.FileSystem(client.view, lambda text: _tell(link, text))
     session = llfuse.Session(files, point, client.options, root=os.geteuid() == 0)
 
+    over = threading.Event()
+
     def serve() -> None:
         try:
             session.serve(task.threads)
         finally:
+            over.set()
             link.hang_up()
 
     fuse = threading.Thread(target=serve, name="fuse", daemon=True)
@@ -178,7 +181,12 @@ def _serve(task: wire.Task, link: Link, counters: Counters) -> None:
     refresher = Refresher(client, link)
     _obey(link, refresher)
     refresher.stop()
-    _end(point, fuse, session, link)
+    if over.is_set():
+        link.say(wire.Unmounted())
+    else:
+        _take_away(point, over)
+    fuse.join()
+    session.close()
     client.close()
 
 
@@ -192,17 +200,13 @@ def _obey(link: Link, refresher: Refresher) -> None:
             return
 
 
-def _end(point: Path, fuse: threading.Thread, session: llfuse.Session, link: Link) -> None:
-    if not fuse.is_alive():
-        link.say(wire.Unmounted())
-    else:
-        unmount(point, lazy=True)
-        fuse.join(END)
-    if fuse.is_alive():
+def _take_away(point: Path, over: threading.Event) -> None:
+    """Unmount; while somebody still uses it the session cannot end, so that the process has to."""
+    unmount(point, lazy=True)
+    if not over.wait(END):
         log.warning("%s was in use when it was taken away; its users get errors from now on", point)
         sys.stderr.flush()
-        os._exit(EXIT_OK)  # the session's threads cannot be stopped while the mount is in use
-    session.close()
+        os._exit(EXIT_OK)
 
 
 def _tell(link: Link, text: str) -> None:
