@@ -100,9 +100,8 @@ class Site:
 
     def shell(self, script: str, outputs: str = "[]", name: str = "job") -> str:
         """Submit a shell script; its id."""
-        return self.submit(
-            f'name = "{name}"\ncommand = "/bin/sh"\narguments = ["-c", {json.dumps(script)}]\noutput_files = {outputs}\n'
-        )
+        arguments = json.dumps(["-c", script])
+        return self.submit(f'name = "{name}"\ncommand = "/bin/sh"\narguments = {arguments}\noutput_files = {outputs}\n')
 
     def job(self, job: str) -> dict[str, Any]:
         found: dict[str, Any] = json.loads(self.ctl("show", "--json", job))
