@@ -83,7 +83,9 @@ class Worker:
             usage["cache_hits"] = used.counters.get("cache_hits", 0)
             usage["bytes_fetched"] = used.counters.get("bytes_received", 0)
             usage["cvmfs"] = dict(used.counters)
-        reason = _missing(job, work) if outcome.success else outcome.sentence
+        if outcome.ending is sandbox.Ending.STOPPED:
+            return Report(State.QUEUED, outcome.exit_code, outcome.reason, usage=usage)
+        reason = outcome.reason or _missing(job, work)
         if not reason:
             return Report(State.DONE, outcome.exit_code, "", usage=usage)
         if used.trouble:
