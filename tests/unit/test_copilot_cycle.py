@@ -171,7 +171,7 @@ class AgentPeer(Peer):
     def __init__(self, world: World, name: str, disk: dict[Key, Keep], slots: int = 1) -> None:
         self.disk = disk
         habits = Habits(manager=bare(MANAGER), name=name, slots=slots)
-        self.agent = Agent(habits, world.random, {})
+        self.agent = Agent(habits, world.random.random, {})
         self.running: set[Key] = set()
         super().__init__(world, Address(f"{name}@copilot.test/{name}"))
         for keep in list(disk.values()):

@@ -10,10 +10,9 @@ Thread rule: one owner, one thread.  `now` is any clock that only goes forward, 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
-from random import Random
 from typing import Final
 
 from .errors import BadMessage, JobMistake
@@ -138,11 +137,11 @@ class _Holding:
 
 
 class Agent:
-    """See the module."""
+    """See the module.  `chance()` is uniform in [0, 1)."""
 
-    def __init__(self, habits: Habits, random: Random, host: Mapping[str, Json]) -> None:
+    def __init__(self, habits: Habits, chance: Callable[[], float], host: Mapping[str, Json]) -> None:
         self._habits = habits
-        self._random = random
+        self._chance = chance
         self._host = dict(host)
         self._held: dict[Key, _Holding] = {}
         self._ask_at = 0.0
@@ -316,7 +315,7 @@ class Agent:
         return self._jittered(held.assignment.lease_seconds / 3)
 
     def _jittered(self, seconds: float) -> float:
-        return seconds * (0.75 + self._random.random() / 4)
+        return seconds * (0.75 + self._chance() / 4)
 
     def _job_done(self, assignment: Assignment, report: Report) -> Message:
         return self._about(

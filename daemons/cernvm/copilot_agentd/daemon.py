@@ -43,7 +43,7 @@ async def run(config: Config, life: Life[Config]) -> None:
     async with Bus.system() as bus, aiohttp.ClientSession() as session:
         await bus.own(config.bus_name)
         worker = Worker(session, Software(bus, config.mount_seconds), config.transfer_seconds)
-        runner = Runner(Agent(habits, random.Random(), host()), spool, worker, control)
+        runner = Runner(Agent(habits, random.random, host()), spool, worker, control)
         control.show(runner)
         bus.export(PATH, control)
 
