@@ -304,6 +304,7 @@ def test_an_agent_that_is_killed_leaves_no_payload(tmp_path: Path, number: signa
 
 def test_a_job_does_not_start_over_old_logs(tmp_path: Path) -> None:
     (tmp_path / "_stdout").symlink_to(tmp_path / "elsewhere")
-    with pytest.raises(SandboxFailed):
-        go(Shell("true"), tmp_path)
+    outcome = go(Shell("true"), tmp_path)
+    assert outcome.ending is Ending.NOT_STARTED
+    assert "_stdout is there already" in outcome.reason
     assert not (tmp_path / "elsewhere").exists()

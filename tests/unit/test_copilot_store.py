@@ -6,7 +6,7 @@ from __future__ import annotations
 import hashlib
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -34,8 +34,9 @@ FIRST, SECOND, INPUT = Shelf(JOB, 1), Shelf(JOB, 2), Shelf(JOB, 0)
 
 
 @pytest.fixture
-def store(tmp_path: Path) -> Store:
-    return Store(tmp_path / "store")
+def store(tmp_path: Path) -> Iterator[Store]:
+    with Store(tmp_path / "store") as opened:
+        yield opened
 
 
 def of(name: str, data: bytes) -> Stored:
@@ -54,7 +55,8 @@ def result(store: Store, name: str) -> bytes:
 
 
 def everything(root: Path) -> dict[str, bytes]:
-    return {str(p.relative_to(root)): p.read_bytes() for p in sorted(root.rglob("*")) if p.is_file()}
+    files = [path for path in sorted(root.rglob("*")) if path.is_file() and path.name != "lock"]
+    return {str(path.relative_to(root)): path.read_bytes() for path in files}
 
 
 def test_an_accepted_attempt_becomes_the_result(store: Store) -> None:
@@ -162,8 +164,8 @@ def test_the_number_of_files_is_bounded(store: Store, monkeypatch: pytest.Monkey
 
 
 def test_the_reserve_of_the_disk_is_kept(tmp_path: Path) -> None:
-    store = Store(tmp_path, reserve=shutil.disk_usage(tmp_path).total + 1)
-    with pytest.raises(NoSpace, match="reserve"):
+    reserve = shutil.disk_usage(tmp_path).total + 1
+    with Store(tmp_path, reserve=reserve) as store, pytest.raises(NoSpace, match="reserve"):
         put(store, FIRST, "a", b"x")
     assert everything(tmp_path) == {}
 
@@ -253,10 +255,18 @@ def test_leftovers_of_uploads_go_at_the_next_start(store: Store, tmp_path: Path)
     (tmp_path / "store/incoming/left").write_bytes(b"half")
     put(store, FIRST, "a", b"x")
     store.accept(FIRST, [of("a", b"x")])
-    again = Store(tmp_path / "store")
-    assert list((tmp_path / "store/incoming").iterdir()) == []
-    assert again.totals().results == 1
-    assert again.totals().bytes_stored == 1
+    store.close()
+    with Store(tmp_path / "store") as again:
+        assert list((tmp_path / "store/incoming").iterdir()) == []
+        assert again.totals().results == 1
+        assert again.totals().bytes_stored == 1
+
+
+def test_a_store_has_one_owner(store: Store, tmp_path: Path) -> None:
+    (tmp_path / "store/incoming/under-way").write_bytes(b"half")
+    with pytest.raises(UserMistake, match="belongs to another"):
+        Store(tmp_path / "store")
+    assert (tmp_path / "store/incoming/under-way").exists()
 
 
 def test_a_store_that_cannot_be_written_is_a_mistake_with_its_path(tmp_path: Path) -> None:
@@ -298,8 +308,7 @@ def test_after_a_crash_at_any_step_the_job_can_still_be_finished_once(tmp_path: 
     while step < steps:
         step += 1
         root = tmp_path / str(step)
-        store = Store(root)
-        with pytest.MonkeyPatch.context() as patch:
+        with Store(root) as store, pytest.MonkeyPatch.context() as patch:
             count = crash_at(step, patch)
             try:
                 put(store, FIRST, "a", b"x")
@@ -308,16 +317,16 @@ def test_after_a_crash_at_any_step_the_job_can_still_be_finished_once(tmp_path: 
                 steps = step + 1
             else:
                 assert count() < step
-        store = Store(root)
-        try:
-            put(store, FIRST, "a", b"x")
-        except Conflict:
+        with Store(root) as store:
+            try:
+                put(store, FIRST, "a", b"x")
+            except Conflict:
+                assert result(store, "a") == b"x"
+            store.accept(FIRST, [of("a", b"x")])
             assert result(store, "a") == b"x"
-        store.accept(FIRST, [of("a", b"x")])
-        assert result(store, "a") == b"x"
-        assert store.totals().results == 1
-        with pytest.raises(Refused):
-            put(store, SECOND, "a", b"z")
+            assert store.totals().results == 1
+            with pytest.raises(Refused):
+                put(store, SECOND, "a", b"z")
     assert step > 8
 
 

@@ -359,7 +359,14 @@ def main() -> int:
     libc.prctl(PR_SET_CHILD_SUBREAPER, 1)
     with open(0, "rb", buffering=0, closefd=False) as stream:
         orders = read_orders(stream)
-    say(Runner(orders, wakeup).run())
+    os.set_blocking(1, False)  # an agent that does not listen may not stop the watching: reports are dropped
+    try:
+        end = Runner(orders, wakeup).run()
+    except FileExistsError as error:
+        end = {"event": "end", "reason": "not_started", "exit_code": 127, "note": f"{error.filename} is there already"}
+        end |= asdict(Use())
+    os.set_blocking(1, True)
+    say(end)
     return 0
 
 

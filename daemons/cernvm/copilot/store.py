@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """Where job files lie on the storage adapter's disk, and the one step that makes an attempt's files the result.
 
+    lock                         held by the process that owns the store
     incoming/<random>            uploads under way; emptied at start
     jobs/<job>/input/<file>      what the submitter gave
     jobs/<job>/attempt-<n>/<file>  what one attempt left; never read by anybody before it is accepted
@@ -16,6 +17,7 @@ Threads: every method may be called from any thread; steps on one job wait for o
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import json
 import os
@@ -136,12 +138,12 @@ class Incoming:
 
 
 class Store:
-    """A directory of job files.  One process at a time owns it."""
+    """A directory of job files.  One process at a time owns it, until `close`."""
 
     def __init__(self, root: Path, *, reserve: int = 0) -> None:
         """Open the store in `root`, made if need be; `reserve` bytes of its disk stay free.
 
-        Raises UserMistake when `root` cannot be written.
+        Raises UserMistake when `root` cannot be written or another process has it.
         """
         self._jobs, self._incoming = root / "jobs", root / "incoming"
         self._reserve = reserve
@@ -150,13 +152,22 @@ class Store:
         try:
             for directory in (root, self._jobs, self._incoming):
                 directory.mkdir(mode=0o750, parents=True, exist_ok=True)
+            self._lock = _own(root)
             for left in self._incoming.iterdir():
                 left.unlink()
-            with tempfile.TemporaryFile(dir=self._incoming):
-                pass
         except OSError as error:
             raise UserMistake(f"the store {root} cannot be used: {sentence(error)}") from error
         self._results, self._bytes = self._count()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Let another process have the store."""
+        self._lock.close()
 
     def receive(self, shelf: Shelf, name: str, *, size: int | None, max_bytes: int) -> Incoming:
         """Begin an upload to `shelf`; `size` is what the sender announces, `max_bytes` bounds the whole shelf.
@@ -283,6 +294,17 @@ class Store:
     def _job(self, job: JobId) -> Iterator[None]:
         with self._locks[hash(job) % len(self._locks)]:
             yield
+
+
+def _own(root: Path) -> BinaryIO:
+    """Take the store for this process: the lock lasts as long as the file is open.  Raises OSError, UserMistake."""
+    lock = (root / "lock").open("ab")
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        lock.close()
+        raise UserMistake(f"the store {root} belongs to another running copilot-storaged; stop it first") from None
+    return lock
 
 
 def _check(shelf: Shelf, attempt: Path, wanted: dict[str, Stored]) -> int:

@@ -18,7 +18,7 @@ from cernvm.xmpp.mailbox import Mailbox
 from .commands import Commands
 from .config import SPEC, Config, configure
 from .control import NAME, PATH, Control, State
-from .http import Gate, Limits, serving
+from .http import Gate, Limits, listening, serving
 
 log: Final = logging.getLogger(__name__)
 
@@ -27,10 +27,11 @@ async def run(config: Config, life: Life[Config]) -> None:
     """Serve until told to stop.  Raises UserMistake (a key file, the port, the directory), Problem (the bus)."""
     verifier = TokenVerifier.from_file(config.public_key)
     account = config.account.account("storage")
-    store = await asyncio.to_thread(Store, config.directory, reserve=config.reserve)
     limits = Limits(config.stall_seconds, config.transfer_seconds, config.transfers)
 
     async with AsyncExitStack() as stack:
+        bound = stack.enter_context(listening(config.address, config.port))
+        store = stack.enter_context(await asyncio.to_thread(Store, config.directory, reserve=config.reserve))
         bus = await stack.enter_async_context(Bus.system())
         mailbox: Mailbox | None = None
 
@@ -44,7 +45,7 @@ async def run(config: Config, life: Life[Config]) -> None:
 
         commands = await stack.enter_async_context(Commands(store, config.job_managers, send))
         app = Gate(store, verifier, limits).application()
-        http = serving(app, config.address, config.port, tls=config.tls, stall_seconds=config.stall_seconds)
+        http = serving(app, bound, tls=config.tls, stall_seconds=config.stall_seconds)
         url = await stack.enter_async_context(http)
         control = Control(lambda: State(store.totals(), url, mailbox is not None and mailbox.connected))
         bus.export(PATH, control)

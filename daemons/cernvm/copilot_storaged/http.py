@@ -14,6 +14,7 @@ import base64
 import binascii
 import logging
 import re
+import socket
 import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager
@@ -267,11 +268,32 @@ def announced_digest(request: web.Request) -> str:
     return digest.hex()
 
 
+@contextmanager
+def listening(address: str, port: int) -> Iterator[socket.socket]:
+    """A bound socket, before anything else is begun.  Raises UserMistake when the address cannot be had."""
+    bound: socket.socket | None = None
+    try:
+        family, kind, _, _, place = socket.getaddrinfo(address, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[
+            0
+        ]
+        bound = socket.socket(family, kind)
+        bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        bound.bind(place)
+        bound.listen(128)
+    except OSError as error:
+        if bound is not None:
+            bound.close()
+        why = "another program uses this port" if error.errno == EADDRINUSE else sentence(error)
+        raise UserMistake(f"cannot serve HTTP on {address}:{port}: {why}; stop it or change [http]") from error
+    with bound:
+        yield bound
+
+
 @asynccontextmanager
 async def serving(
-    app: web.Application, address: str, port: int, *, tls: ssl.SSLContext | None, stall_seconds: float
+    app: web.Application, bound: socket.socket, *, tls: ssl.SSLContext | None, stall_seconds: float
 ) -> AsyncIterator[str]:
-    """Serve `app` as long as the block lasts; gives the URL.  Raises UserMistake when the address cannot be had."""
+    """Serve `app` on a socket as long as the block lasts; gives the URL."""
     runner = web.AppRunner(
         app,
         access_log=None,
@@ -283,14 +305,9 @@ async def serving(
     )
     await runner.setup()
     try:
-        site = web.TCPSite(runner, address, port, ssl_context=tls)
-        try:
-            await site.start()
-        except OSError as error:
-            why = "another program uses this port" if error.errno == EADDRINUSE else sentence(error)
-            raise UserMistake(f"cannot serve HTTP on {address}:{port}: {why}; change [http] or stop it") from error
-        bound = runner.addresses[0][1]
-        shown = f"[{address}]" if ":" in address else address
-        yield f"{'https' if tls else 'http'}://{shown}:{bound}"
+        await web.SockSite(runner, bound, ssl_context=tls).start()
+        host, port = bound.getsockname()[:2]
+        shown = f"[{host}]" if ":" in host else host
+        yield f"{'https' if tls else 'http'}://{shown}:{port}"
     finally:
         await runner.cleanup()
