@@ -81,6 +81,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         return EXIT_FAILED
 
 
+def say(console: Console, text: str) -> None:
+    """Print one plain line."""
+    console.print(f"demo: {text}", soft_wrap=True, highlight=False)
+
+
 def _options(argv: Sequence[str] | None) -> Options:
     parser = argparse.ArgumentParser(prog="demo", description=__doc__)
     parser.add_argument("--jobs", type=int, default=8)
@@ -98,7 +103,7 @@ def _run(options: Options, console: Console) -> int:
     scratch = options.directory / "run"
     tidy(scratch)
     software = _software(options.directory, console)
-    console.print(f"demo: starting the bus, Prosody, nginx, cvmfsd, managers and {options.agents} agents in {scratch}")
+    say(console, f"starting the bus, Prosody, nginx, cvmfsd, managers and {options.agents} agents in {scratch}")
     with House(scratch, repositories=[software], agents=options.agents) as house:
         begun = time.monotonic()
         ids = _submit(house, options, console)
@@ -113,7 +118,7 @@ def _run(options: Options, console: Console) -> int:
     events = merged.events if merged else 0
     if merged:
         draw(merged, options.directory / "histograms.png")
-        console.print(f"demo: the histograms are drawn in {options.directory / 'histograms.png'}")
+        say(console, f"the histograms are drawn in {options.directory / 'histograms.png'}")
     exact = events == options.jobs * options.events == sum(row.events for row in done)
     good = len(done) == options.jobs and not mismatches and exact
     write_summary(
@@ -139,14 +144,14 @@ def _run(options: Options, console: Console) -> int:
 def _software(directory: Path, console: Console) -> Repository:
     """Publish the software, unless the repository of an earlier run holds it."""
     tree = directory / "software"
-    console.print("demo: laying out PYTHIA 8 and numpy from their wheels")
+    say(console, "laying out PYTHIA 8 and numpy from their wheels")
     changed = lay_out(tree)
     repository = Repository(FQRN, directory / "repository", directory / "keys")
     if repository.exists() and not changed:
-        console.print(f"demo: {FQRN} is published already")
+        say(console, f"{FQRN} is published already")
         repository.resign()
         return repository
-    console.print(f"demo: publishing {FQRN}")
+    say(console, f"publishing {FQRN}")
     repository.publish(tree)
     return repository
 
@@ -176,7 +181,7 @@ def _submit(house: House, options: Options, console: Console) -> list[str]:
 
     with ThreadPoolExecutor(2) as pool:
         ids = list(pool.map(submit, files))
-    console.print(f"demo: {len(ids)} jobs of {options.events:,} events submitted")
+    say(console, f"{len(ids)} jobs of {options.events:,} events submitted")
     return ids
 
 
@@ -213,7 +218,7 @@ def _collect(
             files[job["id"]] = place / OUTPUT
         except Problem as error:
             mismatches.append(f"{job['name']}: {error}")
-    console.print(f"demo: the outputs of {len(files)} jobs are in {directory}, checksums compared")
+    say(console, f"the outputs of {len(files)} jobs are in {directory}, checksums compared")
     return files, mismatches
 
 

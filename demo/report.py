@@ -50,7 +50,8 @@ class Watch:
             for job in jobs:
                 if self._said.get(job["id"]) != job["state"]:
                     self._said[job["id"]] = job["state"]
-                    self._console.print(f"demo: {job['name']}: {job['state']} {agent_name(job)}".rstrip())
+                    line = f"demo: {job['name']}: {job['state']} {agent_name(job)}".rstrip()
+                    self._console.print(line, soft_wrap=True, highlight=False)
         table = Table(box=None, pad_edge=False)
         for title in ("job", "state", "agent"):
             table.add_column(title)
@@ -68,6 +69,7 @@ def agent_name(job: Mapping[str, Any]) -> str:
 def final_table(rows: Sequence[Row]) -> Table:
     """The table that the demo ends with."""
     table = Table("job", "agent", "seconds", "events", "cache hits", "bytes fetched", "result")
+    table.caption = "cache hits and bytes fetched: of the cvmfsd that all agents share, while the job ran"
     for column in table.columns[2:6]:
         column.justify = "right"
     for row in rows:
