@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import ssl
 import subprocess
 import time
 from collections.abc import AsyncIterator, Iterator
@@ -24,7 +25,7 @@ from cernvm.xmpp.link import read_account
 from cernvm.xmpp.mailbox import Mailbox
 from tests.support.bus import PrivateBus, private_bus
 from tests.support.daemon import command_line, project_environment
-from tests.support.prosody import Prosody
+from tests.support.prosody import Prosody, certificates
 from tests.support.storaged import Storaged
 
 pytestmark = pytest.mark.real
@@ -264,6 +265,26 @@ def test_the_bus_shows_what_is_stored(
         assert shown == {"BytesStored": 4, "ResultsAccepted": 1, "Url": server.url, "Connected": True}
 
     asyncio.run(scenario())
+
+
+def test_with_a_certificate_files_travel_over_https(prosody: Prosody, bus: PrivateBus, tmp_path: Path) -> None:
+    certificates(tmp_path, "copilot.test")
+    more = {"http": f"certificate = {tmp_path / 'server.pem'}\nprivate_key = {tmp_path / 'server.key'}"}
+    source, back = tmp_path / "source", tmp_path / "back"
+    source.write_bytes(b"data")
+    trust = ssl.create_default_context(cafile=tmp_path / "ca.pem")
+
+    async def scenario(server: Storaged) -> None:
+        url = f"https://127.0.0.1:{server.port}/jobs/{JOB}/1/output/a"
+        async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(ssl=trust)) as session:
+            await upload(session, url, token(server, JOB, 1), source, deadline=20)
+        async with aiohttp.ClientSession() as session:
+            with pytest.raises(TransferFailed, match=r"the certificate of 127.0.0.1:\d+ does not hold") as told:
+                await download(session, url, "t", back, 4, "0" * 64, deadline=20)
+            assert told.value.final
+
+    with Storaged(tmp_path / "daemon", bus, prosody, more=more) as server:
+        asyncio.run(scenario(server))
 
 
 def start(server: Storaged, bus: PrivateBus) -> subprocess.CompletedProcess[str]:

@@ -165,6 +165,16 @@ def test_a_server_that_is_not_there_is_named(tmp_path: Path) -> None:
     asyncio.run(scenario())
 
 
+def test_what_is_no_url_is_final(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        async with aiohttp.ClientSession() as session:
+            with pytest.raises(TransferFailed, match="not a URL") as told:
+                await download(session, "nonsense", "t", tmp_path / "f", 1, SHA256, deadline=30, retry=QUICK)
+            assert told.value.final
+
+    asyncio.run(scenario())
+
+
 def test_a_download_that_cannot_be_written_is_final(tmp_path: Path) -> None:
     to = tmp_path / "absent/f"
 

@@ -4,12 +4,13 @@
 from __future__ import annotations
 
 import os
+import threading
 from pathlib import Path
 
 import pytest
 
 from cernvm.copilot.job import Limits
-from cernvm.copilot.runner import Log, Process, descendants, disk_use, processes
+from cernvm.copilot.runner import Log, Process, descendants, disk_use, processes, tasks_of
 from cernvm.copilot.sandbox import Ending, output_file, tell
 
 
@@ -80,3 +81,9 @@ def test_this_process_is_among_all_processes_and_below_its_parent() -> None:
     assert [process.parent for process in me] == [os.getppid()]
     assert isinstance(me[0], Process)
     assert os.getpid() in [process.pid for process in descendants(os.getppid())]
+
+
+def test_the_threads_of_a_user_are_counted() -> None:
+    before = tasks_of(os.getuid())
+    assert before >= threading.active_count()
+    assert tasks_of(2**31 - 7) == 0

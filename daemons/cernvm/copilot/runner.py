@@ -94,6 +94,17 @@ def processes() -> Iterator[Process]:
                 yield Process(int(directory.name), int(fields[1]), cpu, int(fields[21]) * PAGE)
 
 
+def tasks_of(user: int) -> int:
+    """How many threads a user has: what RLIMIT_NPROC is compared with (not for root)."""
+    count = 0
+    for directory in PROC.iterdir():
+        if directory.name.isdigit():
+            with contextlib.suppress(OSError):
+                if directory.stat().st_uid == user:
+                    count += int((directory / "stat").read_bytes().rpartition(b")")[2].split()[17])
+    return count
+
+
 def descendants(root: int) -> list[Process]:
     """All processes below `root`."""
     children: dict[int, list[Process]] = {}
@@ -215,6 +226,7 @@ class Runner:
         self._logs = [Log(orders.stdout, orders.log_bytes), Log(orders.stderr, orders.log_bytes)]
         self._wakeup = wakeup
         self._stop = False
+        self._tasks_before = tasks_of(os.getuid())
         self._next = {"look": 0.0, "disk": 0.0, "report": self._began + orders.report_every}
         self._selector = selectors.DefaultSelector()
         for fd in (0, wakeup, *(log.end for log in self._logs)):
@@ -280,6 +292,7 @@ class Runner:
         limit(resource.RLIMIT_CPU, int(orders.cpu) + 5)
         limit(resource.RLIMIT_FSIZE, orders.disk)
         limit(resource.RLIMIT_DATA, 2 * orders.memory)
+        limit(resource.RLIMIT_NPROC, self._tasks_before + 8 * orders.processes + 64)
         with contextlib.suppress(OSError):  # if the kernel runs out of memory, the payload goes first
             (PROC / "self/oom_score_adj").write_bytes(b"500")
 

@@ -129,6 +129,8 @@ async def _persist(once: Callable[[], Awaitable[None]], what: str, deadline: flo
                     if error.final:
                         raise TransferFailed(f"{what}: {error}", final=True) from error
                     last = str(error)
+                except (aiohttp.InvalidURL, aiohttp.ClientConnectorCertificateError) as error:
+                    raise TransferFailed(f"{what}: {_words(error)}", final=True) from error
                 except (aiohttp.ClientError, ConnectionError) as error:
                     last = _words(error)
                 except TimeoutError:
@@ -210,6 +212,10 @@ def _headers(token: str) -> dict[str, str]:
 
 def _words(error: Exception) -> str:
     """What an HTTP client's exception says, as part of a sentence."""
+    if isinstance(error, aiohttp.InvalidURL):
+        return "that is not a URL"
+    if isinstance(error, aiohttp.ClientConnectorCertificateError):
+        return f"the certificate of {error.host}:{error.port} does not hold: {error.certificate_error}"
     if isinstance(error, aiohttp.ClientConnectorError):
         return f"cannot connect to {error.host}:{error.port}: {error.os_error.strerror or error.os_error}"
     return str(error) or type(error).__name__
