@@ -30,8 +30,6 @@ from .errors import CacheFull, Mistake
 _TOUCH_AFTER: Final = 60.0
 _BLOCK: Final = 4096
 _USAGE: Final = struct.Struct("<q")
-_CRASH_WINDOW: Final = 120.0
-"""Seconds before a machine's crash in which a written object may not have reached the disk."""
 
 
 class OpenObject:
@@ -194,55 +192,6 @@ class Cache:
 
     def _write_usage(self, total: int) -> None:
         os.pwrite(self._lock_fd, _USAGE.pack(total), 0)
-
-
-class CacheOwner:
-    """The one daemon that uses a cache directory: holds it, and puts it in order before any worker starts."""
-
-    def __init__(self, directory: Path) -> None:
-        """Take the directory.  Raises Mistake if another daemon has it."""
-        cache = Cache(directory, None)
-        cache.close()
-        self._directory = directory
-        self._fd = os.open(directory / "owner", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        try:
-            fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            os.close(self._fd)
-            raise Mistake(f"{directory}: another cvmfsd uses this cache directory") from error
-
-    def __enter__(self) -> CacheOwner:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
-    def tidy(self, boot: bytes) -> None:
-        """Remove leftovers, have the size counted anew, and drop what a crash of the machine may have torn.
-
-        `boot` tells one run of the machine from the next; objects are not put on the disk one by one (that costs
-        more than they do), so after a new start those written last are fetched again.
-        """
-        for leftover in (self._directory / "txn").iterdir():
-            leftover.unlink(missing_ok=True)
-        (self._directory / "lock").unlink(missing_ok=True)
-        if os.pread(self._fd, len(boot) + 1, 0) not in (b"", boot):
-            self._drop_recent()
-        os.ftruncate(self._fd, 0)
-        os.pwrite(self._fd, boot, 0)
-        os.fsync(self._fd)
-
-    def close(self) -> None:
-        """Let the directory go."""
-        os.close(self._fd)
-
-    def _drop_recent(self) -> None:
-        files = [file for number in range(256) for file in (self._directory / f"{number:02x}").iterdir()]
-        times = {file: file.stat().st_mtime for file in files}
-        last = max(times.values(), default=0.0)
-        for file, written in times.items():
-            if written > last - _CRASH_WINDOW:
-                file.unlink()
 
 
 def _pinned(path: Path) -> bool:

@@ -253,23 +253,3 @@ def _as_bytes(value: object) -> bytes:
 def _check_name(name: bytes) -> None:
     if not name or len(name) > MAX_NAME or b"/" in name or b"\0" in name or name in (b".", b".."):
         raise Malformed(f"a catalog has an entry with the impossible name {name[:80]!r}")
-
-
-def parse_xattrs(blob: bytes | None) -> dict[bytes, bytes]:
-    """Read an xattr column: version 1, count, then per attribute two lengths, key and value.  Raises Malformed."""
-    if not blob:
-        return {}
-    if len(blob) < 2 or blob[0] != 1:
-        raise Malformed("a catalog entry's extended attributes have an unknown version")
-    found = {}
-    at = 2
-    for _ in range(blob[1]):
-        if at + 2 > len(blob):
-            raise Malformed("a catalog entry's extended attributes end early")
-        key_end = at + 2 + blob[at]
-        value_end = key_end + blob[at + 1]
-        if value_end > len(blob) or key_end == at + 2:
-            raise Malformed("a catalog entry's extended attributes end early")
-        found[blob[at + 2 : key_end]] = blob[key_end:value_end]
-        at = value_end
-    return found

@@ -21,7 +21,8 @@ from cernvm.kit.backoff import Backoff
 from .cache import Cache
 from .counters import Counters
 from .errors import Mistake
-from .fetch import DIRECT, Fetcher, Transport
+from .fetch import Fetcher
+from .http import DIRECT, Http, Transport
 from .magic import Visibility
 from .objects import Objects
 from .parameters import Parameters
@@ -45,12 +46,12 @@ class MountOptions:
 class Client:
     """An open repository and its view."""
 
-    def __init__(self, repository: Repository, view: View, fetcher: Fetcher, options: MountOptions, auto_update: bool):
+    def __init__(self, repository: Repository, view: View, http: Http, options: MountOptions, auto_update: bool):
         self.repository = repository
         self.view = view
         self.options = options
         self.auto_update = auto_update
-        self._fetcher = fetcher
+        self._http = http
 
     def refresh(self) -> Changes | None:
         """Switch to a newer revision if there is one.  Blocks; one thread only.  Raises CvmfsProblem."""
@@ -63,7 +64,7 @@ class Client:
 
     def close(self) -> None:
         """Let go of connections and open objects."""
-        self._fetcher.close()
+        self._http.close()
         self.repository.objects.close()
 
 
@@ -78,7 +79,8 @@ def open_client(parameters: Parameters, cache: Cache, counters: Counters) -> Cli
     transport = transport_of(parameters)
     anchor = anchor_of(parameters)
     policy = policy_of(parameters)
-    fetcher = Fetcher(transport, counters, random=Random())
+    http = Http(transport, counters)
+    fetcher = Fetcher(transport, http, counters, random=Random())
     objects = Objects(cache, fetcher, counters)
     repository = Repository(
         anchor, fetcher, objects, now=lambda: datetime.now(UTC), max_ttl=60 * parameters.number("CVMFS_MAX_TTL", 0)
@@ -86,14 +88,14 @@ def open_client(parameters: Parameters, cache: Cache, counters: Counters) -> Cli
     try:
         view = View(repository.load(), objects, policy, counters)
     except BaseException:
-        fetcher.close()
+        http.close()
         objects.close()
         raise
     options = MountOptions(
         check_permissions=parameters.flag("CVMFS_CHECK_PERMISSIONS", True),
         allow_setuid=parameters.flag("CVMFS_SUID", False),
     )
-    return Client(repository, view, fetcher, options, parameters.flag("CVMFS_AUTO_UPDATE", True))
+    return Client(repository, view, http, options, parameters.flag("CVMFS_AUTO_UPDATE", True))
 
 
 def transport_of(parameters: Parameters) -> Transport:

@@ -12,13 +12,14 @@ import os
 import threading
 import zlib
 from collections import OrderedDict
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, Protocol
 
 from .cache import Cache, OpenObject
 from .counters import Counter, Counters
 from .errors import CvmfsProblem, ObjectCorrupt
-from .fetch import Fetcher
+from .fetch import R
 from .flags import Compression
 from .hashes import ContentHash, Hasher, Kind
 
@@ -48,6 +49,13 @@ class ObjectRef:
 
     def __str__(self) -> str:
         return f"{self.content}{self.kind.value}"
+
+
+class Source(Protocol):
+    """Where objects come from: `fetch.Fetcher`, or a test's."""
+
+    def fetch(self, path: str, begin: Callable[[], R]) -> R:
+        """Return the receiver that took the bytes at `path`; `begin` makes one per attempt.  Raises CvmfsProblem."""
 
 
 class Verifier:
@@ -111,9 +119,9 @@ class _Transfer:
 class Objects:
     """The objects of one repository."""
 
-    def __init__(self, cache: Cache, fetcher: Fetcher, counters: Counters) -> None:
+    def __init__(self, cache: Cache, source: Source, counters: Counters) -> None:
         self.cache = cache
-        self._fetcher = fetcher
+        self._source = source
         self._counters = counters
         self._lock = threading.Lock()
         self._open: OrderedDict[str, OpenObject] = OrderedDict()
@@ -192,7 +200,7 @@ class Objects:
     def _from_network(self, ref: ObjectRef, name: str) -> OpenObject:
         self._counters.add(Counter.CACHE_MISSES)
         with self.cache.writing(name) as fd:
-            self._fetcher.fetch(ref.content.path(ref.kind), lambda: Verifier(ref, fd))
+            self._source.fetch(ref.content.path(ref.kind), lambda: Verifier(ref, fd))
             return OpenObject(os.dup(fd))
 
 

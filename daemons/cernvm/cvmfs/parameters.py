@@ -40,6 +40,7 @@ _NO: Final = frozenset({"NO", "OFF", "0", "FALSE", ""})
 UNSUPPORTED: Final = frozenset(
     {
         "CVMFS_AUTHZ_HELPER",
+        "CVMFS_CACHE_BASE",
         "CVMFS_CACHE_PRIMARY",
         "CVMFS_CONFIG_REPOSITORY",
         "CVMFS_EXTERNAL_FALLBACK_PROXY",
@@ -50,6 +51,7 @@ UNSUPPORTED: Final = frozenset(
         "CVMFS_NFS_SOURCE",
         "CVMFS_PAC_URLS",
         "CVMFS_PROXY_SHARD",
+        "CVMFS_QUOTA_LIMIT",
         "CVMFS_REPOSITORY_DATE",
         "CVMFS_REPOSITORY_TAG",
         "CVMFS_ROOT_HASH",

@@ -1,15 +1,13 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """What a repository looks like as a file system: inode numbers, attributes, listings, bytes.
 
-Everything is keyed by inode number, as the kernel knows it; no handle and no kernel interface appears here, so that
-any adapter fits.  The number of anything but a directory is computed from its path (or hard link group) and its whole
-row: it stands for ONE content and ONE set of attributes, for ever, also in later revisions and after a restart.  A
-directory's number is computed from its path, and its attributes may change with a revision.
+Everything is keyed by inode number, as the kernel knows it (`inodes` says what a number stands for); no file handle
+and no kernel interface appears here, so that any adapter fits.
 
 Thread rule: every method may be called from any thread; those that can block on network or disk say so.  `_lock`
-guards the table of known inodes and the current tree and is never held while blocking; an answer that was computed
-from a tree that is no longer current is computed again, so that after `switch` returns, the table knows every name
-that has to be checked.
+guards the inode table and the current tree and is never held while blocking; an answer that was computed from a tree
+that is no longer current is computed again, so that after `switch` returns, the table knows every name that has to
+be checked.
 """
 
 from __future__ import annotations
@@ -18,19 +16,18 @@ import threading
 from bisect import bisect_right
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from hashlib import blake2b
-from typing import Final, NamedTuple, NewType
+from typing import Final, NamedTuple
 
 from . import flags, magic
-from .catalog import Catalog, Chunk, Entry, parse_xattrs
+from .catalog import Chunk, Entry
 from .counters import Counter, Counters
-from .errors import IsDirectory, NoAttribute, NoEntry, NotDirectory, NotReadable, Unsupported
-from .objects import Objects
+from .errors import IsDirectory, NoAttribute, NoEntry, NotDirectory, NotReadable, ObjectCorrupt, Unsupported
+from .inodes import ROOT, Inode, InodeTable, Node, identity, inode_of
+from .objects import ObjectRef, Objects
 from .symlinks import expand
 from .tree import Located, Tree
+from .xattrs import parse_xattrs
 
-Inode = NewType("Inode", int)
-ROOT: Final = Inode(1)
 MAX_NEGATIVE: Final = 100_000
 """Names known not to exist that are remembered, to be taken back when a revision brings them."""
 _BLOCK: Final = 4096
@@ -88,19 +85,6 @@ class Changes:
     """Directories whose attributes changed."""
 
 
-@dataclass(slots=True)
-class _Node:
-    """An inode that the kernel knows.  `names`: path -> the directory it was looked up in."""
-
-    inode: Inode
-    path: bytes
-    entry: Entry
-    catalog: Catalog
-    lookups: int = 0
-    names: dict[bytes, Inode] = field(default_factory=dict)
-    chunks: tuple[Chunk, ...] | None = None
-
-
 class View:
     """One mounted repository."""
 
@@ -110,12 +94,11 @@ class View:
         self._objects = objects
         self._lock = threading.Lock()
         self._tree = tree
-        self._nodes: dict[Inode, _Node] = {}
         self._absent: dict[tuple[Inode, bytes], bytes] = {}
         root = tree.find(b"")
         if root is None or not root.entry.is_directory:
             raise NotDirectory("the repository has no root directory")
-        self._nodes[ROOT] = _Node(ROOT, b"", root.entry, root.catalog, lookups=1)
+        self._nodes = InodeTable(root)
 
     @property
     def tree(self) -> Tree:
@@ -128,7 +111,7 @@ class View:
         Raises NoEntry, NotDirectory.
         """
         self.counters.add(Counter.LOOKUPS)
-        parent = self._node(directory)
+        parent = self._nodes[directory]
         if not parent.entry.is_directory:
             raise NotDirectory(f"{parent.path!r} is not a directory")
         path = _step(parent.path, name)
@@ -142,7 +125,7 @@ class View:
                     if len(self._absent) < MAX_NEGATIVE:
                         self._absent[directory, name] = path
                     raise NoEntry(f"{path!r} does not exist")
-                node = self._register(directory, path, located)
+                node = self._nodes.register(directory, path, located)
             return self._attributes(node.inode, node.entry)
 
     def remembers_absent(self, directory: Inode, name: bytes) -> bool:
@@ -153,28 +136,24 @@ class View:
     def forget(self, inode: Inode, count: int) -> None:
         """The kernel gives back `count` lookups of `inode`."""
         with self._lock:
-            node = self._nodes.get(inode)
-            if node is None or inode == ROOT:
-                return
-            node.lookups -= count
-            if node.lookups <= 0:
-                del self._nodes[inode]
+            self._nodes.forget(inode, count)
 
     def attributes(self, inode: Inode) -> Attributes:
         """Return the attributes of a known inode.  Raises NoEntry."""
-        return self._attributes(inode, self._node(inode).entry)
+        return self._attributes(inode, self._nodes[inode].entry)
 
     def name_of(self, inode: Inode) -> str:
         """The path of a known inode below the repository's name, for messages."""
-        with self._lock:
-            node = self._nodes.get(inode)
-        path = b"" if node is None else node.path
+        try:
+            path = self._nodes[inode].path
+        except NoEntry:
+            path = b""
         return self._tree.manifest.fqrn + path.decode("utf-8", "backslashreplace")
 
     def list(self, directory: Inode) -> tuple[Listed, ...]:
         """Return the whole listing, without `.` and `..`, sorted by name.  May block.  Raises NotDirectory."""
         self.counters.add(Counter.LISTINGS)
-        node = self._node(directory)
+        node = self._nodes[directory]
         if not node.entry.is_directory:
             raise NotDirectory(f"{node.path!r} is not a directory")
         children = self._tree.children(node.path)
@@ -184,7 +163,7 @@ class View:
 
     def readlink(self, inode: Inode) -> bytes:
         """Return the target with its variables expanded.  Raises NotReadable."""
-        node = self._node(inode)
+        node = self._nodes[inode]
         if not node.entry.is_symlink:
             raise NotReadable(f"{node.path!r} is not a symbolic link")
         return expand(node.entry.target, self.policy.variables)
@@ -209,14 +188,15 @@ class View:
         if node.entry.flags & flags.CHUNKED:
             data = self._read_chunks(node, offset, size)
         else:
-            ref = node.entry.object
-            data = (self._objects.peek(ref) or self._objects.open(ref)).read(offset, size)
+            data = self._piece(node.entry.object, offset, size)
+        if len(data) != size:
+            raise ObjectCorrupt(f"the cache gives {len(data)} bytes of {node.path!r} where {size} are wanted")
         self.counters.add(Counter.BYTES_READ, len(data))
         return data
 
     def xattr(self, inode: Inode, name: bytes) -> bytes:
         """Return an extended attribute: stored in the catalog, else computed.  Raises NoAttribute."""
-        node = self._node(inode)
+        node = self._nodes[inode]
         stored = parse_xattrs(node.entry.xattrs).get(name)
         if stored is not None:
             return stored
@@ -227,7 +207,7 @@ class View:
 
     def xattr_names(self, inode: Inode) -> tuple[bytes, ...]:
         """Return the names of the stored attributes, and of the computed ones where the policy lists them."""
-        node = self._node(inode)
+        node = self._nodes[inode]
         stored = parse_xattrs(node.entry.xattrs)
         if not self.policy.list_magic.lists(is_root=inode == ROOT):
             return tuple(stored)
@@ -250,7 +230,7 @@ class View:
         """
         with self._lock:
             self._tree = tree
-            nodes = list(self._nodes.values())
+            nodes = self._nodes.nodes()
             absent, self._absent = self._absent, {}
         names: list[tuple[Inode, bytes]] = []
         directories: list[Inode] = []
@@ -266,7 +246,7 @@ class View:
             self._absent = {key: path for key, path in absent.items() if key not in appeared} | self._absent
         return Changes(tuple(names), tuple(directories))
 
-    def _renew(self, node: _Node, tree: Tree) -> bool:
+    def _renew(self, node: Node, tree: Tree) -> bool:
         """Give a directory its attributes in `tree`; whether they changed."""
         located = tree.find(node.path)
         if located is None or not located.entry.is_directory:
@@ -276,29 +256,8 @@ class View:
             node.entry, node.catalog = located.entry, located.catalog
         return changed
 
-    def _register(self, directory: Inode, path: bytes, located: Located) -> _Node:
-        """Count one more lookup of the entry; the caller holds the lock."""
-        inode = inode_of(path, located.entry)
-        while True:
-            node = self._nodes.get(inode)
-            if node is None:
-                node = self._nodes[inode] = _Node(inode, path, located.entry, located.catalog)
-            if _identity(node.path, node.entry) == _identity(path, located.entry):
-                break
-            inode = Inode(inode + 1)  # two things share 63 bits of a hash
-        node.lookups += 1
-        node.names[path] = directory
-        return node
-
-    def _node(self, inode: Inode) -> _Node:
-        with self._lock:
-            node = self._nodes.get(inode)
-        if node is None:
-            raise NoEntry(f"the inode {inode} is not known")
-        return node
-
-    def _readable(self, inode: Inode) -> _Node:
-        node = self._node(inode)
+    def _readable(self, inode: Inode) -> Node:
+        node = self._nodes[inode]
         if node.entry.is_directory:
             raise IsDirectory(f"{node.path!r} is a directory")
         if not node.entry.is_file:
@@ -307,24 +266,28 @@ class View:
             raise Unsupported(f"{node.path!r} is external data, which this client does not fetch")
         return node
 
-    def _chunks_of(self, node: _Node) -> tuple[Chunk, ...]:
+    def _chunks_of(self, node: Node) -> tuple[Chunk, ...]:
         if node.chunks is None:
             node.chunks = node.catalog.chunks(node.entry) if node.entry.flags & flags.CHUNKED else ()
         return node.chunks
 
-    def _read_chunks(self, node: _Node, offset: int, size: int) -> bytes:
+    def _read_chunks(self, node: Node, offset: int, size: int) -> bytes:
         chunks = self._chunks_of(node)
         at = bisect_right(chunks, offset, key=_offset) - 1
         pieces = []
         while size > 0:
             chunk = chunks[at]
-            file = self._objects.peek(chunk.object) or self._objects.open(chunk.object)
-            piece = file.read(offset - chunk.offset, size)
+            piece = self._piece(chunk.object, offset - chunk.offset, size)
             pieces.append(piece)
+            if not piece:
+                break
             offset += len(piece)
             size -= len(piece)
             at += 1
         return pieces[0] if len(pieces) == 1 else b"".join(pieces)
+
+    def _piece(self, ref: ObjectRef, offset: int, size: int) -> bytes:
+        return (self._objects.peek(ref) or self._objects.open(ref)).read(offset, size)
 
     def _attributes(self, inode: Inode, entry: Entry) -> Attributes:
         uid, gid = self.policy.owner or (entry.uid, entry.gid)
@@ -338,27 +301,8 @@ class View:
         return Attributes(inode, mode, entry.links, uid, gid, size, entry.mtime_ns, device)
 
 
-def inode_of(path: bytes, entry: Entry) -> Inode:
-    """The inode number of an entry: 1 for the root, else 63 bits of a hash of what it stands for."""
-    if not path:
-        return ROOT
-    digest = blake2b(repr(_identity(path, entry)).encode(), digest_size=8).digest()
-    return Inode(max(2, int.from_bytes(digest, "big") >> 1))
-
-
-def _identity(path: bytes, entry: Entry) -> tuple[object, ...]:
-    """Two names are one inode exactly when these are equal."""
-    if entry.is_directory:
-        return (b"d", path)
-    place = (entry.parent, entry.link_group) if entry.link_group else path
-    return (
-        *(place, entry.mode, entry.size, entry.mtime_ns, entry.uid, entry.gid, entry.links, entry.flags),
-        *(None if entry.content is None else str(entry.content), entry.target, entry.xattrs),
-    )
-
-
-def _same(located: Located | None, path: bytes, node: _Node) -> bool:
-    return located is not None and _identity(path, located.entry) == _identity(node.path, node.entry)
+def _same(located: Located | None, path: bytes, node: Node) -> bool:
+    return located is not None and identity(path, located.entry) == identity(node.path, node.entry)
 
 
 def _step(path: bytes, name: bytes) -> bytes:

@@ -5,11 +5,12 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Coroutine, Sequence
 from pathlib import Path
 from random import Random
-from typing import Final
+from typing import Final, TypeVar
 
-from cernvm.cvmfs.cache import CacheOwner
+from cernvm.cvmfs.cache_owner import CacheOwner
 from cernvm.cvmfs.errors import Mistake
 from cernvm.kit.backoff import Backoff
 from cernvm.kit.bus import Bus
@@ -21,6 +22,7 @@ from .control import NAME, PATH, Announcer, Control
 from .supervisor import Supervisor
 
 log = logging.getLogger(__name__)
+T = TypeVar("T")
 BOOT: Final = Path("/proc/sys/kernel/random/boot_id")
 AGAIN: Final = Backoff(first=2.0, cap=300.0)
 
@@ -38,9 +40,8 @@ async def run(config: Config, life: Life[Config]) -> None:
             try:
                 await bus.own(NAME)
                 bus.export(PATH, control)
-                for fqrn in config.repositories:
-                    if not await _mounted(supervisor, fqrn):
-                        later.append(asyncio.create_task(_mount_later(supervisor, fqrn)))
+                missing = await _until(life.stopping, _mount_all(supervisor, config.repositories))
+                later += [asyncio.create_task(_mount_later(supervisor, fqrn)) for fqrn in missing or ()]
                 life.on_reload(lambda new: _reload(supervisor, new))
                 life.ready(f"{len(supervisor.mounts)} repositories mounted")
                 await life.stopping.wait()
@@ -48,6 +49,23 @@ async def run(config: Config, life: Life[Config]) -> None:
                 for task in later:
                     task.cancel()
                 await supervisor.stop()
+
+
+async def _until(stopping: asyncio.Event, work: Coroutine[None, None, T]) -> T | None:
+    """The result of `work`, or None when the daemon is to stop before it is done.  Raises what it raises."""
+    task, stop = asyncio.ensure_future(work), asyncio.ensure_future(stopping.wait())
+    try:
+        await asyncio.wait({task, stop}, return_when=asyncio.FIRST_COMPLETED)
+        return task.result() if task.done() else None
+    finally:
+        task.cancel()
+        stop.cancel()
+
+
+async def _mount_all(supervisor: Supervisor, repositories: Sequence[str]) -> list[str]:
+    """Mount all at once; the ones that have to be tried again.  Raises UserMistake."""
+    done = await asyncio.gather(*(_mounted(supervisor, fqrn) for fqrn in repositories))
+    return [fqrn for fqrn, mounted in zip(repositories, done, strict=True) if not mounted]
 
 
 def _log_level() -> str:

@@ -22,7 +22,8 @@ import llfuse
 from cernvm.cvmfs import errors
 from cernvm.cvmfs.client import MountOptions
 from cernvm.cvmfs.counters import Counter
-from cernvm.cvmfs.view import Attributes, Changes, Inode, Listed, View
+from cernvm.cvmfs.inodes import Inode
+from cernvm.cvmfs.view import Attributes, Changes, Listed, View
 from cernvm.kit.errors import Problem, sentence
 
 log = logging.getLogger(__name__)

@@ -10,17 +10,14 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-import socket
-import sys
-from collections.abc import AsyncIterator, Callable, Mapping
-from contextlib import asynccontextmanager, suppress
+from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from enum import Enum
 from pathlib import Path
 from random import Random
 from typing import Final, Protocol, TypeVar
 
-import cernvm
 from cernvm.cvmfs.counters import Counters
 from cernvm.cvmfs.errors import NoRepository
 from cernvm.cvmfs.parameters import check_fqrn
@@ -29,14 +26,15 @@ from cernvm.kit.errors import Problem, sentence
 
 from . import mounting, wire
 from .config import Config
+from .process import Worker, running
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
 START: Final = 180.0
 """Seconds in which a worker has to have mounted; its own waits on the network are shorter."""
-STOP: Final = 12.0
-"""Seconds in which a worker has to have ended."""
-FILES: Final = 15.0
+STOP: Final = 10.0
+"""Seconds in which a worker has to have ended, before it is killed."""
+FILES: Final = 10.0
 """Seconds that a look at a mount point may take."""
 RESTARTS: Final = Backoff(first=0.1, cap=20.0, tries=10)
 LONG_ENOUGH: Final = 120.0
@@ -85,8 +83,7 @@ class Mount:
     counters_fd: int = field(default_factory=Counters.shared)
     started: asyncio.Future[None] = field(default_factory=lambda: asyncio.get_running_loop().create_future())
     refreshes: list[asyncio.Future[wire.Refreshed]] = field(default_factory=list)
-    writer: asyncio.StreamWriter | None = None
-    process: asyncio.subprocess.Process | None = None
+    worker: Worker | None = None
     keeper: asyncio.Task[None] | None = None
     created_point: bool = False
 
@@ -134,11 +131,11 @@ class Supervisor:
 
     async def refresh(self, mount: Mount) -> int:
         """Have a mount look for a newer revision now; the revision that it shows then.  Raises its error."""
-        if mount.writer is None or mount.state is not State.MOUNTED:
+        if mount.worker is None or mount.state is not State.MOUNTED:
             raise Problem(f"{mount.fqrn} is {mount.state.value}, so it cannot look for a newer revision")
         answer: asyncio.Future[wire.Refreshed] = asyncio.get_running_loop().create_future()
         mount.refreshes.append(answer)
-        mount.writer.write(wire.encode(wire.Refresh()))
+        mount.worker.say(wire.Refresh())
         refreshed = await asyncio.wait_for(answer, START)
         if refreshed.complaint:
             raise wire.error_of(refreshed.kind, refreshed.complaint)
@@ -154,15 +151,15 @@ class Supervisor:
     def _stop(self, mount: Mount) -> None:
         mount.state = State.STOPPING
         self._observer.changed(mount)
-        if mount.writer is not None:
-            mount.writer.write(wire.encode(wire.Unmount()))
+        if mount.worker is not None:
+            mount.worker.stop(STOP)
         elif mount.keeper is not None:
             mount.keeper.cancel()
 
     async def _finished(self, mount: Mount) -> None:
         if mount.keeper is not None:
             with suppress(asyncio.CancelledError, Problem):
-                await asyncio.wait({mount.keeper}, timeout=STOP + 3 * FILES)
+                await asyncio.wait({mount.keeper}, timeout=STOP + 2 * FILES)
 
     async def _keep(self, mount: Mount) -> None:
         """The life of one mount."""
@@ -202,26 +199,33 @@ class Supervisor:
 
     async def _run_worker(self, mount: Mount) -> bool:
         """Run one worker to its end; whether the mount is to end with it.  Raises what kept it from mounting."""
-        async with self._worker(mount) as reader:
+        async with running(mount.counters_fd) as worker:
+            mount.worker = worker
+            worker.say(self._task(mount))
+            if mount.state is State.STOPPING:
+                worker.stop(STOP)
             try:
-                message = await asyncio.wait_for(_next(reader), START)
-            except TimeoutError:
-                raise Problem(f"{mount.fqrn}: its worker did not mount it within {START:.0f} s") from None
-            if isinstance(message, wire.Failed):
-                raise wire.error_of(message.kind, message.sentence)
-            if not isinstance(message, wire.Shows):
-                if mount.started.done():
-                    return False
-                raise Problem(f"{mount.fqrn}: its worker ended before it was mounted; the log tells why")
-            self._shows(mount, message)
-            self._settle(mount, None)
-            self._observer.appeared(mount, self)
-            return await self._listen(mount, reader)
+                return await self._hear_out(mount, worker)
+            finally:
+                mount.worker = None
+                self._answer(mount, wire.Refreshed(Problem.__name__, f"{mount.fqrn}: its worker ended"))
 
-    async def _listen(self, mount: Mount, reader: asyncio.StreamReader) -> bool:
-        """Hear a worker out; whether it ended because the mount is to be gone."""
+    async def _hear_out(self, mount: Mount, worker: Worker) -> bool:
+        try:
+            message = await asyncio.wait_for(worker.hear(), START)
+        except TimeoutError:
+            raise Problem(f"{mount.fqrn}: its worker did not mount it within {START:.0f} s") from None
+        if isinstance(message, wire.Failed):
+            raise wire.error_of(message.kind, message.sentence)
+        if not isinstance(message, wire.Shows):
+            if mount.started.done():
+                return False
+            raise Problem(f"{mount.fqrn}: its worker ended before it was mounted; the log tells why")
+        self._shows(mount, message)
+        self._settle(mount, None)
+        self._observer.appeared(mount, self)
         while True:
-            message = await _next(reader)
+            message = await worker.hear()
             match message:
                 case wire.Shows():
                     self._shows(mount, message)
@@ -230,10 +234,7 @@ class Supervisor:
                     mount.last_error = complaint
                     self._observer.changed(mount)
                 case wire.Refreshed():
-                    for answer in mount.refreshes:
-                        if not answer.done():
-                            answer.set_result(message)
-                    mount.refreshes.clear()
+                    self._answer(mount, message)
                 case wire.Unmounted():
                     log.info("%s: unmounted", mount.fqrn)
                     return True
@@ -242,33 +243,11 @@ class Supervisor:
                 case _:
                     log.warning("%s: its worker says %s out of turn", mount.fqrn, message)
 
-    @asynccontextmanager
-    async def _worker(self, mount: Mount) -> AsyncIterator[asyncio.StreamReader]:
-        """A worker process, ended with the block."""
-        ours, theirs = socket.socketpair()
-        with theirs:
-            process = await asyncio.create_subprocess_exec(
-                *(sys.executable, "-m", "cernvm.cvmfsd.worker", str(theirs.fileno()), str(mount.counters_fd)),
-                stdin=asyncio.subprocess.DEVNULL,
-                pass_fds=(theirs.fileno(), mount.counters_fd),
-                env=_environment(),
-                cwd="/",
-            )
-        mount.process = process
-        reader, mount.writer = await asyncio.open_connection(sock=ours)
-        try:
-            mount.writer.write(wire.encode(self._task(mount)))
-            if mount.state is State.STOPPING:
-                mount.writer.write(wire.encode(wire.Unmount()))
-            yield reader
-        finally:
-            mount.writer.close()
-            mount.writer = None
-            await _end(process)
-            mount.process = None
-            for answer in mount.refreshes:
-                answer.cancel()
-            mount.refreshes.clear()
+    def _answer(self, mount: Mount, refreshed: wire.Refreshed) -> None:
+        for waiting in mount.refreshes:
+            if not waiting.done():
+                waiting.set_result(refreshed)
+        mount.refreshes.clear()
 
     def _task(self, mount: Mount) -> wire.Task:
         return wire.Task(
@@ -307,26 +286,6 @@ class Supervisor:
             log.warning("%s: %s", mount.fqrn, sentence(error))
 
 
-async def _next(reader: asyncio.StreamReader) -> wire.Message | None:
-    """The next message; None when the worker is gone."""
-    try:
-        line = await reader.readline()
-    except (OSError, ValueError):
-        return None
-    return wire.decode(line) if line.endswith(b"\n") else None
-
-
-async def _end(process: asyncio.subprocess.Process) -> None:
-    """Wait for a worker whose socket is closed (it ends by itself), with a deadline."""
-    try:
-        await asyncio.wait_for(process.wait(), STOP)
-    except TimeoutError:
-        log.warning("worker %d does not end; it is killed", process.pid)
-        with suppress(ProcessLookupError):
-            process.kill()
-        await process.wait()
-
-
 async def _in_thread(function: Callable[..., T], *args: object, **kwargs: object) -> T:
     return await asyncio.wait_for(asyncio.to_thread(function, *args, **kwargs), FILES)
 
@@ -334,10 +293,3 @@ async def _in_thread(function: Callable[..., T], *args: object, **kwargs: object
 def _remove_directory(point: Path) -> None:
     with suppress(OSError):  # something is in it now: then it is not ours to remove
         point.rmdir()
-
-
-def _environment() -> dict[str, str]:
-    """This process's, with the package findable also where it is not installed."""
-    home = str(Path(cernvm.__file__).parents[1])
-    others = os.environ.get("PYTHONPATH")
-    return {**os.environ, "PYTHONPATH": f"{home}:{others}" if others else home}

@@ -14,6 +14,7 @@ import signal
 import socket
 import sys
 import threading
+import time
 from contextlib import suppress
 from datetime import timedelta
 from pathlib import Path
@@ -35,6 +36,8 @@ RETRY_AFTER: Final = timedelta(minutes=3).total_seconds()
 """Seconds until the next question after one that failed."""
 SETTLE: Final = 2.0
 """Seconds after which the kernel is told again: an answer from before the switch may have come after the first time."""
+AGAIN: Final = 1.0
+"""Seconds for which the same trouble is not told again."""
 END: Final = 2.0
 """Seconds for the FUSE session to end once unmounted."""
 
@@ -162,7 +165,7 @@ def _serve(task: wire.Task, link: Link, counters: Counters) -> None:
     cache = Cache(Path(task.cache_directory), task.cache_limit)
     client = open_client(parameters, cache, counters)
     point = Path(task.mount_point)
-    files = llfuse.FileSystem(client.view, lambda text: _tell(link, text))
+    files = llfuse.FileSystem(client.view, Teller(link).tell)
     session = llfuse.Session(files, point, client.options, root=os.geteuid() == 0)
 
     over = threading.Event()
@@ -209,9 +212,24 @@ def _take_away(point: Path, over: threading.Event) -> None:
         os._exit(EXIT_OK)
 
 
-def _tell(link: Link, text: str) -> None:
-    log.error("%s", text)
-    link.say(wire.Trouble(text))
+class Teller:
+    """Tells trouble to the log and the supervisor; the same sentence again at most once a second."""
+
+    def __init__(self, link: Link) -> None:
+        self._link = link
+        self._lock = threading.Lock()
+        self._last = ("", 0.0)
+
+    def tell(self, text: str) -> None:
+        """Say it, from any thread, before the kernel has its answer."""
+        now = time.monotonic()
+        with self._lock:
+            last, when = self._last
+            if text == last and now - when < AGAIN:
+                return
+            self._last = (text, now)
+        log.error("%s", text)
+        self._link.say(wire.Trouble(text))
 
 
 if __name__ == "__main__":
