@@ -64,19 +64,29 @@ def test_a_record_is_stored_and_read_without_loss(queue: SqliteQueue) -> None:
 def test_the_oldest_job_is_given_first(queue: SqliteQueue) -> None:
     for number in (3, 1, 2):
         queue.add(record(number))
-    given = [queue.change_oldest(State.QUEUED, lease) for _ in range(4)]
+    given = [queue.take(10.0, lease) for _ in range(4)]
     assert [r.job.name if r else None for r in given] == ["job 3", "job 1", "job 2", None]
 
 
 def test_a_job_that_returns_keeps_its_place(queue: SqliteQueue) -> None:
     for number in (1, 2):
         queue.add(record(number))
-    first = queue.change_oldest(State.QUEUED, lease)
+    first = queue.take(10.0, lease)
     assert first is not None
     queue.change(first.job.id, lambda r: step.returned(r, "lost", 30.0, most=3))
-    again = queue.change_oldest(State.QUEUED, lease)
+    again = queue.take(10.0, lease)
     assert again is not None
     assert (again.job.name, again.attempt) == ("job 1", 2)
+
+
+def test_a_job_that_pauses_is_not_given_before_its_time(queue: SqliteQueue) -> None:
+    queue.add(record(1))
+    given = queue.take(10.0, lease)
+    assert given is not None
+    queue.change(given.job.id, lambda r: step.returned(r, "no network", 30.0, most=3, pause=5.0))
+    assert (queue.ready(34.9), queue.take(34.9, lease)) == (0, None)
+    assert queue.ready(35.0) == 1
+    assert queue.take(35.0, lease) is not None
 
 
 def test_a_refused_step_changes_nothing(queue: SqliteQueue) -> None:

@@ -30,6 +30,7 @@ MAX_AGENTS: Final = 20_000
 """Agents remembered as waiting, and agents whose last address is remembered."""
 
 MAX_JOB_BYTES: Final = MAX_MESSAGE_BYTES // 2
+MOST_PAUSE: Final = 300.0
 ASK_STORAGE_EVERY: Final = 15.0
 
 
@@ -43,6 +44,8 @@ class Rules:
     """Base of its URLs, without a slash at the end."""
     lease_seconds: float = 60.0
     max_attempts: int = 3
+    retry_seconds: float = 2.0
+    """Pause after an attempt that a machine or the network failed; doubled for each, so that a short trouble passes."""
     storing_seconds: float = 6 * 3600.0
     token_seconds: float = 24 * 3600.0
 
@@ -93,7 +96,7 @@ class Broker:
 
     def release(self, job: JobId, now: float) -> list[News]:
         """The inputs are there; agents that wait are told.  Raises NoSuchJob, IllegalMove."""
-        return [*self._changed(self._queue.change(job, step.released)), *self._offers()]
+        return [*self._changed(self._queue.change(job, step.released)), *self._offers(now)]
 
     def cancel(self, job: JobId, now: float) -> list[News]:
         """End the job whatever it does.  Raises NoSuchJob, IllegalMove."""
@@ -126,7 +129,7 @@ class Broker:
         for record in self._queue.select([State.STORING]):
             if now - self._asked.get(record.job.id, 0.0) >= ASK_STORAGE_EVERY:
                 news.append(self._ask_storage(record, now))
-        return news + self._offers()
+        return news + self._offers(now)
 
     # What others say
 
@@ -153,7 +156,7 @@ class Broker:
 
     def _want_job(self, agent: str, sender: Address, message: Message, now: float) -> list[News]:
         _remember(self._waiting, agent, sender)
-        return self._offers()
+        return self._offers(now)
 
     def _get_job(self, agent: str, sender: Address, message: Message, now: float) -> list[News]:
         self._waiting.pop(agent, None)
@@ -162,7 +165,7 @@ class Broker:
             if (record.job.id, record.attempt) not in holding:
                 return [self._run_job(sender, record, now)]  # its runJob was lost, or is under way
         until = now + self._rules.lease_seconds
-        given = self._queue.change_oldest(State.QUEUED, lambda record: step.leased(record, agent, now, until))
+        given = self._queue.take(now, lambda record: step.leased(record, agent, now, until))
         if given is None:
             _remember(self._waiting, agent, sender)
             return []
@@ -186,7 +189,7 @@ class Broker:
         if record is None or not record.held_by(agent, attempt):
             return []
         reason = message.optional_text("reason", longest=step.LONGEST_REASON) or "given back by the agent"
-        return [*self._return(record.job.id, reason, now, blame=False), *self._offers()]
+        return [*self._return(record.job.id, reason, now, blame=False), *self._offers(now)]
 
     def _get_output_dir(self, agent: str, sender: Address, message: Message, now: float) -> list[News]:
         record, attempt = self._about(message)
@@ -208,8 +211,9 @@ class Broker:
             return [self._verdict(agent, sender, record, attempt)]
         report = read_report(message, record)
         if report.verdict is State.QUEUED:
-            back = self._return(record.job.id, report.reason, now)
-            return [*back, Send(sender, self._answer(Command.JOB_ACCEPTED, record, attempt)), *self._offers()]
+            pause = min(self._rules.retry_seconds * 2**record.blamed, MOST_PAUSE)
+            back = self._return(record.job.id, report.reason, now, pause=pause)
+            return [*back, Send(sender, self._answer(Command.JOB_ACCEPTED, record, attempt)), *self._offers(now)]
         until = now + self._rules.storing_seconds
         record = self._queue.change(record.job.id, lambda held: step.storing(held, report, now, until))
         return [Changed(record), self._ask_storage(record, now)]
@@ -232,7 +236,7 @@ class Broker:
             news = self._changed(self._queue.change(record.job.id, lambda r: step.accepted(r, now)))
         else:
             news = self._return(record.job.id, reason, now)
-        return [*news, *self._tell_agent(record, Command.JOB_REFUSED, reason=reason), *self._offers()]
+        return [*news, *self._tell_agent(record, Command.JOB_REFUSED, reason=reason), *self._offers(now)]
 
     def _give_up(self, record: Record, now: float) -> list[News]:
         self._asked.pop(record.job.id, None)
@@ -274,9 +278,9 @@ class Broker:
         to = self._heard.get(record.agent)
         return [] if to is None else [Send(to, self._answer(command, record, record.attempt, **fields))]
 
-    def _return(self, job: JobId, reason: str, now: float, *, blame: bool = True) -> list[News]:
+    def _return(self, job: JobId, reason: str, now: float, *, blame: bool = True, pause: float = 0.0) -> list[News]:
         most = self._rules.max_attempts
-        back = partial(step.returned, reason=reason, now=now, most=most, blame=blame)
+        back = partial(step.returned, reason=reason, now=now, most=most, blame=blame, pause=pause)
         return self._changed(self._queue.change(job, back))
 
     def _changed(self, record: Record) -> list[News]:
@@ -285,12 +289,12 @@ class Broker:
             return [Changed(record)]
         return [Changed(record), Send(self._rules.storage, Message(Command.CLEAN_JOB, {"jobID": record.job.id}))]
 
-    def _offers(self) -> list[News]:
+    def _offers(self, now: float) -> list[News]:
         """Offer queued jobs to the agents that wait, one each, those first that wait longest."""
         if not self._waiting:
             return []
         news: list[News] = []
-        for _ in self._queue.select([State.QUEUED], most=len(self._waiting)):
+        for _ in range(min(len(self._waiting), self._queue.ready(now))):
             _, address = self._waiting.popitem(last=False)
             news.append(Send(address, Message(Command.HAVE_JOB), once=True))
         return news

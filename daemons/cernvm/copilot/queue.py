@@ -2,7 +2,7 @@
 """The durable queue: records under their ids, each change one transaction that is on the disk before it returns.
 
 `Queue` is what the broker needs; `SqliteQueue` is the default and suits one job manager.  A back end for several job
-managers has to offer the same few methods, with its own row locks in `change` and `change_oldest`.
+managers has to offer the same few methods, with its own row locks in `change` and `take`.
 
 Thread rule: one owner, one thread (SQLite's connection is not shared).
 """
@@ -54,8 +54,11 @@ class Queue(Protocol):
     def change(self, job: JobId, step: Step) -> Record:
         """Replace the record by `step(record)` and return that; whatever `step` raises changes nothing."""
 
-    def change_oldest(self, state: State, step: Step) -> Record | None:
-        """`change` for the job that is longest in the queue among those in `state`; None when there is none."""
+    def take(self, now: float, step: Step) -> Record | None:
+        """`change` for the oldest of the QUEUED jobs whose time has come; None when there is none."""
+
+    def ready(self, now: float) -> int:
+        """How many jobs `take` could give."""
 
     def select(
         self, states: Iterable[State], *, agent: str | None = None, due: float | None = None, most: int = 1000
@@ -126,13 +129,19 @@ class SqliteQueue:
         with self._transaction() as db:
             return self._put(db, step(self._get(db, job)))
 
-    def change_oldest(self, state: State, step: Step) -> Record | None:
+    def take(self, now: float, step: Step) -> Record | None:
         """See Queue."""
         with self._transaction() as db:
             row = db.execute(
-                f"SELECT {_COLUMNS} FROM jobs WHERE state = ? ORDER BY number LIMIT 1", (state.value,)
+                f"SELECT {_COLUMNS} FROM jobs WHERE {_READY} ORDER BY number LIMIT 1", (State.QUEUED.value, now)
             ).fetchone()
             return None if row is None else self._put(db, step(_record(row)))
+
+    def ready(self, now: float) -> int:
+        """See Queue."""
+        with self._transaction() as db:
+            (count,) = db.execute(f"SELECT count(*) FROM jobs WHERE {_READY}", (State.QUEUED.value, now)).fetchone()
+            return int(count)
 
     def select(
         self, states: Iterable[State], *, agent: str | None = None, due: float | None = None, most: int = 1000
@@ -209,6 +218,7 @@ class SqliteQueue:
 
 
 _COLUMNS: Final = "job, owner, state, agent, until, progress"
+_READY: Final = "state = ? AND (until IS NULL OR until <= ?)"
 
 _PLAIN: Final = ("submitted", "attempt", "blamed", "leased", "started", "finished", "exit_code", "reason")
 

@@ -72,7 +72,8 @@ class Record:
     agent: str = ""
     """Who holds, or held, the current attempt: bare address, '/', the name the agent gives itself."""
     until: float | None = None
-    """When the lease runs out; while STORING, when waiting for the storage adapter ends."""
+    """When the lease runs out; while STORING, when waiting for the storage adapter ends; while QUEUED after a failed
+    attempt, when the next may begin."""
     leased: float | None = None
     started: float | None = None
     finished: float | None = None
@@ -134,8 +135,11 @@ def accepted(record: Record, now: float) -> Record:
     return replace(_to(record, record.verdict), until=None, finished=now)
 
 
-def returned(record: Record, reason: str, now: float, *, most: int, blame: bool = True) -> Record:
-    """The attempt came to nothing: back to the queue, or FAILED when `most` attempts were to blame."""
+def returned(record: Record, reason: str, now: float, *, most: int, blame: bool = True, pause: float = 0.0) -> Record:
+    """The attempt came to nothing: back to the queue for `pause` seconds at least, or FAILED.
+
+    It fails when `most` attempts were to blame.
+    """
     reason = reason[:LONGEST_REASON]
     ended = Attempt(record.attempt, record.agent, record.leased or now, now, reason)
     blamed = record.blamed + (1 if blame else 0)
@@ -146,7 +150,7 @@ def returned(record: Record, reason: str, now: float, *, most: int, blame: bool 
     waiting = _to(record, State.QUEUED)
     return replace(
         waiting,
-        until=None,
+        until=now + pause if pause else None,
         leased=None,
         started=None,
         verdict=None,
