@@ -15,8 +15,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
-from cernvm.kit.errors import sentence
-
 from ..errors import CvmfsProblem, Mistake
 
 MARKER: Final = b".cvmfscatalog"
@@ -135,7 +133,7 @@ def _directory(tree: bytes, entry: Entry) -> Directory:
     except PermissionError:
         raise Mistake(f"{os.fsdecode(place)}: the directory cannot be read by this user") from None
     except OSError as error:
-        raise CvmfsProblem(f"{sentence(error)} (while it was being published)") from error
+        raise CvmfsProblem(f"{os.fsdecode(place)}: {error.strerror} (while it was being published)") from error
     entries = tuple(_entry(tree, entry.path + b"/" + name) for name in names)
     for found in entries:
         if found.name == MARKER and not found.is_file:
@@ -154,7 +152,7 @@ def _entry(tree: bytes, path: bytes) -> Entry:
     except PermissionError:
         raise Mistake(f"{os.fsdecode(place)}: cannot be read by this user") from None
     except OSError as error:
-        raise CvmfsProblem(f"{sentence(error)} (while it was being published)") from error
+        raise CvmfsProblem(f"{os.fsdecode(place)}: {error.strerror} (while it was being published)") from error
 
 
 def _attributes(place: bytes) -> dict[bytes, bytes]:
