@@ -16,7 +16,7 @@ pytestmark = pytest.mark.walls
 LONGEST = 400
 SPDX = "SPDX-License-Identifier: BSD-3-Clause"
 HAS_COMMENTS = {".py", ".sh", ".conf", ".service", ".target", ".list", ".spec", ".rst", ".mk"}
-OF_ONE_MACHINE = re.compile(r"(?<![\w.])/" + r"(?:work|root|home/\w+|Users/\w+)/")
+OF_ONE_MACHINE = re.compile(r"(?<![\w.)}])/" + r"(?:work|root|home/\w+|Users/\w+)/")
 
 
 def ours_to_read(path: Path) -> bool:
