@@ -56,6 +56,7 @@ class World:
         self.peers: dict[Address, Callable[[Address, Envelope], None]] = {}
         self.queue = SqliteQueue(":memory:")
         self.ends: list[tuple[JobId, State]] = []
+        self.uploaded: set[Key] = set()
 
     def at(self, when: float, deed: Callable[[], None]) -> None:
         heapq.heappush(self.events, (when, next(self.order), deed))
@@ -131,8 +132,9 @@ class Peer:
 class BrokerPeer(Peer):
     def __init__(self, world: World) -> None:
         self.broker = Broker(world.queue, RULES, lambda grant: "token")
+        news = self.broker.started(world.now)
         super().__init__(world, MANAGER)
-        self.publish(self.broker.started(world.now))
+        self.publish(news)
 
     def tick(self) -> None:
         self.publish(self.broker.tick(self.world.now))
@@ -150,19 +152,21 @@ class BrokerPeer(Peer):
 
 
 class StoragePeer(Peer):
-    """Accepts one attempt per job, and the same one again."""
+    """Accepts one attempt per job, if it was uploaded, and the same one again."""
 
     def __init__(self, world: World) -> None:
         self.accepted: dict[str, int] = {}
+        self.refusals = 0
         super().__init__(world, STORAGE)
 
     def handle(self, sender: Address, message: Message) -> None:
         if message.command != Command.ACCEPT_OUTPUT:
             return
         job, attempt = message.text("jobID"), message.number("attempt")
-        first = self.accepted.setdefault(job, attempt)
-        answer = Command.OUTPUT_ACCEPTED if first == attempt else Command.OUTPUT_REFUSED
-        self.send(sender, Message(answer, {"jobID": job, "attempt": attempt, "reason": "another is there"}))
+        there = (job, attempt) in self.world.uploaded and self.accepted.setdefault(job, attempt) == attempt
+        answer = Command.OUTPUT_ACCEPTED if there else Command.OUTPUT_REFUSED
+        self.refusals += not there
+        self.send(sender, Message(answer, {"jobID": job, "attempt": attempt, "reason": "not the one"}))
 
 
 class AgentPeer(Peer):
@@ -209,6 +213,7 @@ class AgentPeer(Peer):
 
     def stored(self, assignment: Assignment) -> None:
         outputs = tuple(Output(name, 0, HASH) for name in LOGS)
+        self.world.uploaded.add(assignment.key)
         self.do(self.agent.stored(assignment.key, outputs, self.world.now))
 
 
@@ -221,6 +226,7 @@ def check(world: World, storage: StoragePeer, jobs: list[JobId]) -> None:
     assert Counter(world.ends) == {(job, State.DONE): 1 for job in jobs}
     for job in jobs:
         assert world.queue.get(job).attempt == storage.accepted[job]
+    assert storage.refusals == 0, "the broker asked only for what an agent had stored"
 
 
 def test_on_a_good_network_jobs_run_once_each() -> None:
@@ -245,6 +251,26 @@ def test_on_a_bad_network_every_job_ends_exactly_once(seed: int) -> None:
     world.run(all_ended(world, jobs), seconds=7200)
     check(world, storage, jobs)
     world.run(lambda: not any(agent.disk for agent in agents), seconds=7200)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_restarted_brokers_have_nothing_run_twice(seed: int) -> None:
+    world = World(seed=200 + seed)
+    jobs = [world.submit(number) for number in range(20)]
+    brokers = [BrokerPeer(world)]
+    storage = StoragePeer(world)
+    for number in range(4):
+        AgentPeer(world, f"agent{number}", {})
+
+    def kill_broker() -> None:
+        brokers[-1].kill()
+        world.at(world.now + world.random.uniform(1, 100), lambda: brokers.append(BrokerPeer(world)))
+        world.at(world.now + 150, kill_broker)
+
+    world.at(world.now + 20, kill_broker)
+    world.run(all_ended(world, jobs), seconds=10_000)
+    check(world, storage, jobs)
+    assert all(world.queue.get(job).attempt == 1 for job in jobs)
 
 
 @pytest.mark.parametrize("seed", range(8))
