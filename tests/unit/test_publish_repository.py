@@ -106,11 +106,7 @@ def test_known_content_is_not_compressed_again(home: Home, monkeypatch: pytest.M
 def test_content_whose_object_was_lost_is_stored_again(home: Home) -> None:
     plant(home.tree, {"a": b"x" * 5000})
     home.publish()
-    with opened(FQRN, home.storage, home.public, home.root / "cache") as revision:
-        located = revision.tree.find(b"/a")
-        assert located is not None
-        assert located.entry.content is not None
-        lost = home.storage / located.entry.content.path(Kind.FILE)
+    lost = object_of(home, b"/a")
     lost.unlink()
     home.publish()
     assert lost.exists()
@@ -258,21 +254,43 @@ def test_leftovers_of_a_killed_publisher_are_removed(home: Home) -> None:
     assert list((home.storage / "data/txn").iterdir()) == []
 
 
-def test_objects_of_a_publisher_that_lost_power_are_written_again(home: Home) -> None:
+def test_objects_that_a_power_failure_tore_are_not_trusted(home: Home) -> None:
+    plant(home.tree, {"a": b"content", "b": b"more"})
+    home.publish()
+    torn, older = object_of(home, b"/a"), object_of(home, b"/b")
+    whole = {path for path in (home.storage / "data").rglob("*") if path.is_file()} - {torn}
+    torn.write_bytes(b"")
+    os.utime(older, (1000, 1000))
+    (home.storage / "publisher/unfinished").write_text("another boot")
+    (home.tree / "a").unlink()
+    home.publish()
+    assert not torn.exists()
+    assert all(path.exists() for path in whole)
+    assert not (home.storage / "publisher/unfinished").exists()
     plant(home.tree, {"a": b"content"})
     home.publish()
-    with opened(FQRN, home.storage, home.public, home.root / "cache") as revision:
-        located = revision.tree.find(b"/a")
-        assert located is not None
-        assert located.entry.content is not None
-        torn = home.storage / located.entry.content.path(Kind.FILE)
-    torn.write_bytes(b"")
-    (home.storage / "publisher/unfinished").write_text("another boot")
-    home.publish()
-    assert torn.stat().st_size > 0
-    assert not (home.storage / "publisher/unfinished").exists()
     shutil.rmtree(home.root / "cache")
     same(home)
+
+
+def test_objects_of_a_publisher_killed_in_this_boot_are_kept(home: Home) -> None:
+    plant(home.tree, {"a": b"content"})
+    home.publish()
+    kept = object_of(home, b"/a")
+    inode = kept.stat().st_ino
+    shutil.copy("/proc/sys/kernel/random/boot_id", home.storage / "publisher/unfinished")
+    (home.storage / "publisher/seen.db").unlink()
+    home.publish()
+    assert kept.stat().st_ino == inode
+
+
+def object_of(home: Home, path: bytes) -> Path:
+    """Where the content of a file is stored."""
+    with opened(FQRN, home.storage, home.public, home.root / "cache") as revision:
+        located = revision.tree.find(path)
+    assert located is not None
+    assert located.entry.content is not None
+    return home.storage / located.entry.content.path(Kind.FILE)
 
 
 def test_a_reflog_that_fits_nothing_stops_the_publication(home: Home) -> None:

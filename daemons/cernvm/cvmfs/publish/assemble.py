@@ -58,7 +58,8 @@ class Last:
         """Raises CvmfsProblem."""
         self.content = content
         self.file = store.scratch(".last")
-        self.file.write_bytes(store.read(content, Kind.CATALOG))
+        with self.file.open("wb") as file:
+            store.unpack(content, Kind.CATALOG, file)
         database = sqlite3.connect(self.file)
         try:
             database.text_factory = bytes

@@ -8,8 +8,8 @@
 
 An object appears whole under its name or not at all, and is never changed.  Objects are not put on the disk one by
 one: a mark (`publisher/unfinished`) says that a writer was at work, `settle` puts everything on the disk at once
-before the manifest.  Who finds the mark of another boot writes objects again instead of trusting what a power failure
-may have left.  Thread-safe: `Incoming` belongs to one thread, all else may be shared.
+before the manifest.  Who finds the mark of another boot hashes the objects that are younger than it and removes what
+a power failure has torn.  Thread-safe: `Incoming` belongs to one thread, all else may be shared.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ import threading
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from io import BytesIO
 from pathlib import Path
 from typing import BinaryIO, Final, Self
 
@@ -29,7 +30,7 @@ from cernvm.kit.errors import sentence
 from cernvm.kit.files import write_atomically
 
 from ..errors import CvmfsProblem, Malformed, Mistake, ObjectCorrupt
-from ..hashes import Algorithm, ContentHash, Hasher, Kind, hash_of
+from ..hashes import Algorithm, ContentHash, Hasher, Kind, parse_hash
 
 MANIFEST: Final = ".cvmfspublished"
 WHITELIST: Final = ".cvmfswhitelist"
@@ -37,6 +38,9 @@ REFLOG: Final = ".cvmfsreflog"
 MASTER_REPLICA: Final = ".cvmfs_master_replica"
 _SPILL: Final = 1 << 20
 """Bytes of one object that are kept in memory before a temporary file is opened."""
+_SUFFIXES: Final = "".join(Kind)
+_CLOCK_SLACK: Final = 60.0
+"""Seconds by which the clock may have been set back while a writer was at work."""
 _BOOT: Final = Path("/proc/sys/kernel/random/boot_id")
 
 
@@ -48,7 +52,6 @@ class Store:
         self.private = root / "publisher"
         self._transactions = root / "data" / "txn"
         self._lock = threading.Lock()
-        self._trusted = True
         self.objects_new = 0
         self.bytes_new = 0
 
@@ -74,10 +77,12 @@ class Store:
         self._require_writable()
         with self._exclusive():
             mark = self.private / "unfinished"
-            boot = _BOOT.read_text().strip() if _BOOT.exists() else "unknown"
-            self._trusted = not mark.exists() or (boot != "unknown" and mark.read_text().strip() == boot)
-            if self._trusted:
-                write_atomically(mark, boot.encode())
+            boot = _BOOT.read_bytes() if _BOOT.exists() else b"unknown"
+            if mark.exists() and (boot == b"unknown" or mark.read_bytes() != boot):
+                self._remove_torn(mark.stat().st_mtime - _CLOCK_SLACK)
+                mark.unlink()
+            if not mark.exists():  # else its time still tells which objects may not be on the disk
+                write_atomically(mark, boot)
             self._sweep()
             try:
                 yield
@@ -108,6 +113,15 @@ class Store:
         for path in self._transactions.iterdir():
             path.unlink()
 
+    def _remove_torn(self, since: float) -> None:
+        """Remove the objects written after `since` (Unix seconds) that do not have the hash in their names."""
+        for path in (self.root / "data").glob("[0-9a-f][0-9a-f]/*"):
+            if path.stat().st_mtime >= since:
+                content = parse_hash(path.parent.name + path.name.rstrip(_SUFFIXES))
+                with path.open("rb") as file:
+                    if _hash_file(file, content.algorithm) != content:
+                        path.unlink()
+
     def settle(self) -> None:
         """Put everything that was written on the disk (syncfs(2))."""
         fd = os.open(self.root, os.O_RDONLY | os.O_DIRECTORY)
@@ -120,20 +134,30 @@ class Store:
 
     def has(self, content: ContentHash, kind: Kind) -> bool:
         """Whether the object is there and need not be written again."""
-        return self._trusted and (self.root / content.path(kind)).exists()
+        return (self.root / content.path(kind)).exists()
 
-    def read(self, content: ContentHash, kind: Kind) -> bytes:
-        """Verify and inflate an object that fits into memory (not files).  Raises CvmfsProblem."""
+    def unpack(self, content: ContentHash, kind: Kind, target: BinaryIO) -> None:
+        """Verify an object and inflate it into `target`.  Raises CvmfsProblem."""
+        path = self.root / content.path(kind)
+        inflater = zlib.decompressobj()
         try:
-            stored = (self.root / content.path(kind)).read_bytes()
+            with path.open("rb") as file:
+                if _hash_file(file, content.algorithm) != content:
+                    raise ObjectCorrupt(f"{path}: the content does not have the hash in its name")
+                file.seek(0)
+                while block := file.read(_SPILL):
+                    target.write(inflater.decompress(block))
+            target.write(inflater.flush())
         except OSError as error:
             raise CvmfsProblem(f"cannot read an object of the last revision: {sentence(error)}") from error
-        if hash_of(stored, content.algorithm) != content:
-            raise ObjectCorrupt(f"{self.root / content.path(kind)}: the content does not have its name's hash")
-        try:
-            return zlib.decompress(stored)
         except zlib.error:
-            raise Malformed(f"{self.root / content.path(kind)}: is not a zlib stream") from None
+            raise Malformed(f"{path}: is not a zlib stream") from None
+
+    def read(self, content: ContentHash, kind: Kind) -> bytes:
+        """Verify an object that fits into memory and return its content.  Raises CvmfsProblem."""
+        held = BytesIO()
+        self.unpack(content, kind, held)
+        return held.getvalue()
 
     def read_root(self, name: str) -> bytes | None:
         """The content of one of the files beside `data`, or None."""
@@ -243,3 +267,10 @@ class Incoming:
         self._held.clear()
         self._size = _SPILL
         return self._file, self._path
+
+
+def _hash_file(file: BinaryIO, algorithm: Algorithm) -> ContentHash:
+    hasher = Hasher(algorithm)
+    while block := file.read(_SPILL):
+        hasher.update(block)
+    return hasher.finish()
