@@ -23,6 +23,7 @@ FQRN = "software.test.example"
 PROGRAM = """\
 #!/bin/sh
 # tool SECONDS TEXT: leaves a file, as software of an experiment does
+set -e
 sleep "$1"
 cat "$(dirname "$0")/../share/constants" > result
 echo "$2" >> result
