@@ -31,6 +31,7 @@ from cernvm.kit.backoff import Backoff
 from cernvm.kit.errors import UserMistake
 
 log: Final = logging.getLogger(__name__)
+logging.getLogger("slixmpp").setLevel(logging.WARNING)  # below that it writes whole stanzas, tokens included
 
 RECONNECT: Final = Backoff(first=0.5, cap=30.0)
 SESSION_SECONDS: Final = 30.0

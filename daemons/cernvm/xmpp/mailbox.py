@@ -5,7 +5,7 @@
         mailbox.send(address, Message("want_getJob"))
 
 `received(sender, message)` is called on the asyncio loop, once per message.  A BadMessage that it raises is counted
-and logged.  All on the loop's thread.
+and logged, another Problem logged: whoever sent the message will ask again.  All on the loop's thread.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from typing import Final, Self
 from cernvm.copilot.delivery import Delivery
 from cernvm.copilot.errors import BadMessage, MessageTooLarge
 from cernvm.copilot.messages import Address, Envelope, Message
+from cernvm.kit.errors import Problem
 
 from .link import Account, Counters, Link
 
@@ -96,6 +97,8 @@ class Mailbox:
         except BadMessage as error:
             self.counters.malformed += 1
             log.warning("XMPP: %s sent a wrong message: %s", sender, error)
+        except Problem as error:
+            log.error("XMPP: %s of %s came to nothing: %s", message.command, sender, error)  # noqa: TRY400 - a sentence
 
     def _post(self, to: Address, envelope: Envelope) -> None:
         try:
