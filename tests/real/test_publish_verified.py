@@ -7,7 +7,6 @@ import multiprocessing
 import os
 import shutil
 import signal
-import socket
 import subprocess
 from collections.abc import Callable
 from datetime import UTC, datetime
@@ -21,7 +20,7 @@ import pytest
 from cernvm.cvmfs.publish import publish_tree, read_manifest
 from tests.support.cvmfs import missing
 from tests.support.daemon import command_line, project_environment
-from tests.support.publisher import FQRN, Home, make_home, make_keys, plant, same
+from tests.support.publisher import FQRN, Home, all_kinds, make_home, make_keys, plant, same
 from tests.support.publishing import CHECKER, check
 from tests.support.server import wait_until
 
@@ -51,58 +50,6 @@ def run(*arguments: str | Path, user: int | None = None) -> subprocess.Completed
         check=False,
         user=user,
     )
-
-
-def all_kinds(tree: Path) -> None:
-    """Every kind of entry that a user may have, and of root's what this user may make."""
-    random = Random(11)
-    plant(
-        tree,
-        {
-            ".cvmfsdirtab": b"# rules\n/sw/*\n! /sw/other\n",
-            "empty": b"",
-            "hello": b"hi\n",
-            "old": b"",
-            "secret": b"s",
-            "big": random.randbytes(20 << 20),
-            "zeros": bytes(17 << 20),
-            "at-the-minimum": bytes(4 << 20),
-            "nest/.cvmfscatalog": b"",
-            "nest/deep/.cvmfscatalog": b"",
-            "nest/deep/x/f": b"abc" * 1000,
-            "sw/a/bin/p": b"1",
-            "sw/b/.cvmfscatalog": b"",
-            "sw/other/f": b"2",
-            "links/a": b"x",
-            os.fsdecode(b"latin-\xe9\xff"): b"l",
-            os.fsdecode(b"d\xefr/q"): b"q",
-        },
-    )
-    (tree / "bare").mkdir(mode=0o700)
-    (tree / "sw/b").chmod(0o1777)
-    (tree / "hello").chmod(0o4755)
-    (tree / "secret").chmod(0 if os.geteuid() == 0 else 0o400)
-    os.utime(tree / "old", ns=(-1_500_000_000, -1_500_000_000))
-    (tree / "variable").symlink_to("$(CVMFS_ARCH)/lib//x")
-    (tree / "twin").hardlink_to(tree / "variable")
-    (tree / "dangling").symlink_to("nowhere")
-    for name in ("links/b", "links/c", "far"):
-        (tree / name).hardlink_to(tree / "links/a")
-    os.mkfifo(tree / "fifo")
-    with socket.socket(socket.AF_UNIX) as listener:
-        here = Path.cwd()
-        os.chdir(tree)
-        listener.bind("socket")
-        os.chdir(here)
-    if os.geteuid() == 0:
-        os.mknod(tree / "null", 0o20666, os.makedev(1, 3))
-        os.chown(tree / "links/a", 1234, 5678)
-    try:
-        for name in ("hello", "nest", "sw/b", "."):
-            os.setxattr(tree / name, "user.bin", bytes(range(200)))
-            os.setxattr(tree / name, "user.empty", b"")
-    except OSError:
-        print("no extended attributes on this file system")
 
 
 def test_a_new_repository_is_verified(home: Home) -> None:
