@@ -51,9 +51,10 @@ def test_errors_read_as_sentences() -> None:
     assert (Problem.exit_status, UserMistake.exit_status) == (1, 2)
 
 
-def test_a_missing_program_is_named_with_what_to_do() -> None:
-    with pytest.raises(UserMistake, match="no-such-program: program not found; install"):
-        find_program(*["no-such-program"])
+def test_a_missing_program_is_named_with_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("shutil.which", lambda *_, **__: None)
+    with pytest.raises(UserMistake, match="nginx: program not found; install"):
+        find_program("nginx")
 
 
 @pytest.mark.parametrize(
