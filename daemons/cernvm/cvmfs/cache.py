@@ -113,9 +113,10 @@ class Cache:
             self._make_room(size, name)
             target = self._path(name)
             with self._exclusive():
+                used = self._read_usage()  # before the rename: the first time this counts what is there
                 known = target.exists()
                 path.rename(target)
-                self._write_usage(self._read_usage() + (0 if known else size))
+                self._write_usage(used + (0 if known else size))
         except OSError as error:
             if error.errno in (errno.ENOSPC, errno.EDQUOT):
                 raise CacheFull(f"{self.directory}: no space left for the cache") from error

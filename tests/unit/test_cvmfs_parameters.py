@@ -1,0 +1,155 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""The files below /etc/cvmfs, and what their parameters become."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from cernvm.cvmfs import client, parameters
+from cernvm.cvmfs.errors import Mistake
+from cernvm.cvmfs.magic import Visibility
+from cernvm.cvmfs.parameters import Parameters, read_parameters
+
+FQRN = "sw.example.org"
+
+
+def write(etc: Path, name: str, text: str) -> Path:
+    file = etc / name
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(text)
+    return file
+
+
+def read(etc: Path, text: str) -> Parameters:
+    write(etc, "default.local", text)
+    return read_parameters(FQRN, etc)
+
+
+def test_later_files_win(tmp_path: Path) -> None:
+    files = [
+        "default.conf",
+        "default.d/10-a.conf",
+        "default.d/20-b.conf",
+        "default.local",
+        "domain.d/example.org.conf",
+        "domain.d/example.org.local",
+        f"config.d/{FQRN}.conf",
+        f"config.d/{FQRN}.local",
+    ]
+    for number, name in enumerate(files):
+        write(tmp_path, name, f"LAST={number}\nONLY_{number}=$LAST\n")
+        found = read_parameters(FQRN, tmp_path)
+        assert found.values["LAST"] == parameters.Parameter(str(number), tmp_path / name)
+    assert [found.get(f"ONLY_{number}") for number in range(len(files))] == [str(n) for n in range(len(files))]
+
+
+def test_files_are_programs_of_the_shell(tmp_path: Path) -> None:
+    write(tmp_path, "common.sh", "SHARED=from-common\n")
+    text = """
+        . ./common.sh
+        if [ "$CVMFS_FQRN" = sw.example.org ]; then
+            export CVMFS_SERVER_URL="http://a/cvmfs/@fqrn@;http://b/@org@"
+        fi
+        readonly QUOTED='it'"'"'s "here" \\ and
+a second line'
+        # COMMENTED=no
+        echo this goes nowhere
+        SHARED=$SHARED-and-here
+        EMPTY=
+        false
+    """
+    found = read(tmp_path, text)
+    assert found.get("CVMFS_SERVER_URL") == "http://a/cvmfs/sw.example.org;http://b/sw"
+    assert found.get("QUOTED") == 'it\'s "here" \\ and\na second line'
+    assert found.get("SHARED") == "from-common-and-here"
+    assert found.get("EMPTY", "unset") == ""
+    assert "COMMENTED" not in found.values
+
+
+def test_the_environment_of_the_daemon_is_not_seen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SECRET", "s3cret")
+    assert read(tmp_path, "SEEN=${SECRET-nothing}").get("SEEN") == "nothing"
+
+
+@pytest.mark.parametrize("text", ["A='unterminated\n", "exit 3\nA=1\n", "A=(1 2\n"])
+def test_a_file_that_the_shell_cannot_run_is_named(tmp_path: Path, text: str) -> None:
+    with pytest.raises(Mistake, match=r"default\.local: the shell cannot run it: ") as refused:
+        read(tmp_path, text)
+    assert "\n" not in str(refused.value)
+
+
+def test_a_file_that_does_not_end_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(parameters, "DEADLINE", 0.05)
+    with pytest.raises(Mistake, match=r"default\.local: the shell did not finish it"):
+        read(tmp_path, "while :; do :; done\n")
+
+
+@pytest.mark.parametrize("name", ["", "nodot", "../x.y", "a..b", ".a.b", "a b.c", "a.b\n", "x" * 300 + ".org"])
+def test_what_is_no_repository_name_is_refused(tmp_path: Path, name: str) -> None:
+    with pytest.raises(Mistake, match="is not a repository name"):
+        read_parameters(name, tmp_path)
+
+
+def test_values_of_the_wrong_kind_name_file_and_parameter(tmp_path: Path) -> None:
+    found = read(tmp_path, "FLAG=maybe\nNUMBER=ten\nON=On\nOFF=0\n")
+    file = tmp_path / "default.local"
+    with pytest.raises(Mistake, match=f"{file}: FLAG=maybe: neither yes nor no"):
+        found.flag("FLAG", True)
+    with pytest.raises(Mistake, match=f"{file}: NUMBER=ten: not a whole number"):
+        found.number("NUMBER", 1)
+    with pytest.raises(Mistake, match=f"{FQRN}: ABSENT is not set in any file below {tmp_path}"):
+        found.need("ABSENT")
+    assert (found.flag("ON", False), found.flag("OFF", True), found.flag("ABSENT", True)) == (True, False, True)
+    assert found.number("ABSENT", 7) == 7
+
+
+def test_parameters_that_are_not_followed_are_listed(tmp_path: Path) -> None:
+    found = read(tmp_path, "CVMFS_USE_GEOAPI=yes\nCVMFS_PROXY_SHARD=no\nCVMFS_ROOT_HASH=\nCVMFS_QUOTA_LIMIT=10\n")
+    assert found.unsupported() == ["CVMFS_QUOTA_LIMIT", "CVMFS_USE_GEOAPI"]
+
+
+GOOD = "CVMFS_SERVER_URL='http://a/@fqrn@; http://b/@fqrn@'\nCVMFS_HTTP_PROXY='p:3128|http://q:1;DIRECT'\n"
+
+
+def test_servers_proxies_and_patience(tmp_path: Path) -> None:
+    transport = client.transport_of(read(tmp_path, GOOD + "CVMFS_TIMEOUT=7\nCVMFS_MAX_RETRIES=3\n"))
+    assert transport.servers == (f"http://a/{FQRN}", f"http://b/{FQRN}")
+    assert transport.proxy_groups == (("http://p:3128", "http://q:1"), ("DIRECT",))
+    assert (transport.timeout_proxy, transport.timeout_direct, transport.retries.tries) == (7, 10, 3)
+    assert client.transport_of(read(tmp_path, GOOD + "CVMFS_MAX_SERVERS=1\n")).servers == (f"http://a/{FQRN}",)
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("CVMFS_HTTP_PROXY=DIRECT", "CVMFS_SERVER_URL is not set"),
+        ("CVMFS_SERVER_URL=http://a", "CVMFS_HTTP_PROXY is not set"),
+        ("CVMFS_SERVER_URL=http://a\nCVMFS_HTTP_PROXY=';|'", "names no proxy"),
+        ("CVMFS_SERVER_URL=http://a\nCVMFS_HTTP_PROXY=auto", "'auto' .* is not supported"),
+        ("CVMFS_SERVER_URL=ftp://a\nCVMFS_HTTP_PROXY=DIRECT", "'ftp://a' is not an http URL"),
+    ],
+)
+def test_a_transport_that_cannot_be_is_one_sentence(tmp_path: Path, text: str, told: str) -> None:
+    with pytest.raises(Mistake, match=told):
+        client.transport_of(read(tmp_path, text))
+
+
+def test_what_entries_look_like_follows_the_parameters(tmp_path: Path) -> None:
+    plain = client.policy_of(read(tmp_path, "CVMFS_ARCH=x86_64\n"))
+    assert plain.owner == (os.geteuid(), os.getegid())
+    assert plain.variables[b"CVMFS_ARCH"] == b"x86_64"
+    assert plain.variables[b"CVMFS_FQRN"] == FQRN.encode()
+    other = client.policy_of(read(tmp_path, "CVMFS_CLAIM_OWNERSHIP=no\nCVMFS_MAGIC_XATTRS_VISIBILITY=Always\n"))
+    assert (other.owner, other.list_magic) == (None, Visibility.ALWAYS)
+    with pytest.raises(Mistake, match="CVMFS_MAGIC_XATTRS_VISIBILITY=some: none of rootonly, always, never"):
+        client.policy_of(read(tmp_path, "CVMFS_MAGIC_XATTRS_VISIBILITY=some\n"))
+
+
+def test_keys_and_black_list_come_from_where_the_parameters_say(tmp_path: Path) -> None:
+    with pytest.raises(Mistake, match=rf"no public master key \(\*\.pub\) in {tmp_path / 'keys'}"):
+        client.anchor_of(read(tmp_path, "A=1\n"))
+    with pytest.raises(Mistake, match=r"/absent\.pub: the public master key cannot be read"):
+        client.anchor_of(read(tmp_path, "CVMFS_PUBLIC_KEY=/absent.pub:/other.pub\n"))
