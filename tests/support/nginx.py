@@ -99,9 +99,7 @@ class Nginx:
     def log(self) -> list[Hit]:
         """Every request answered so far, oldest first."""
         # A client may have its answer a moment before nginx logs it; a further request is served after that.
-        with urllib.request.build_opener(urllib.request.ProxyHandler({})).open(
-            f"{self.url}/.settled", timeout=10
-        ):
+        with urllib.request.build_opener(urllib.request.ProxyHandler({})).open(f"{self.url}/.settled", timeout=10):
             pass
         hits = []
         for line in self._access_log.read_text(encoding="utf-8", errors="replace").splitlines():

@@ -53,9 +53,7 @@ VirtualHost {host}
 class Prosody:
     """A context manager; `accounts` maps names to passwords, `host` is the XMPP domain."""
 
-    def __init__(
-        self, directory: Path, host: str = "copilot.test", accounts: Mapping[str, str] | None = None
-    ) -> None:
+    def __init__(self, directory: Path, host: str = "copilot.test", accounts: Mapping[str, str] | None = None) -> None:
         directory.mkdir(parents=True, exist_ok=True)
         self._directory = directory.resolve()
         self.host = host
@@ -163,9 +161,7 @@ def certificates(directory: Path, host: str) -> None:
     server = (
         _builder(name, authority_name, key.public_key())
         .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
-        .add_extension(
-            x509.AuthorityKeyIdentifier.from_issuer_subject_key_identifier(identifier), critical=False
-        )
+        .add_extension(x509.AuthorityKeyIdentifier.from_issuer_subject_key_identifier(identifier), critical=False)
         .add_extension(_usage(signs_certificates=False), critical=True)
         .add_extension(x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH]), critical=False)
         .add_extension(names, critical=False)
@@ -182,9 +178,7 @@ def _name(text: str) -> x509.Name:
     return x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, text)])
 
 
-def _builder(
-    subject: x509.Name, issuer: x509.Name, key: ec.EllipticCurvePublicKey
-) -> x509.CertificateBuilder:
+def _builder(subject: x509.Name, issuer: x509.Name, key: ec.EllipticCurvePublicKey) -> x509.CertificateBuilder:
     now = datetime.datetime.now(datetime.UTC)
     return (
         x509.CertificateBuilder()

@@ -126,9 +126,7 @@ class Server:
         assert self._process is not None
         status = self._process.poll()
         if status is not None:
-            raise ServerFailed(
-                f"{self._command[0]} ended with {status}; {self._log} ends with: {self._log_end()}"
-            )
+            raise ServerFailed(f"{self._command[0]} ended with {status}; {self._log} ends with: {self._log_end()}")
         return self._ready()
 
     def _log_end(self) -> str:
