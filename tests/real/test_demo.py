@@ -8,7 +8,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -35,11 +34,13 @@ def start(place: Path, *arguments: str) -> subprocess.Popen[str]:
     )
 
 
-@pytest.fixture(autouse=True)
-def nothing_is_left(place: Path) -> Iterator[None]:
-    yield
+def assert_nothing_runs(place: Path) -> None:
     assert mounted_below(place) == []
     assert processes_naming(str(place)) == []
+
+
+def assert_nothing_is_left(place: Path) -> None:
+    assert_nothing_runs(place)
     assert [path for path in place.rglob("*") if path.is_socket()] == []
 
 
@@ -60,6 +61,7 @@ def test_the_demo_ends_with_exact_figures_and_a_picture(place: Path) -> None:
     assert merged.eta.sum() > 120 * 20, "real events have many charged particles"
     with np.load(files[0]) as one, np.load(files[1]) as two:
         assert not np.array_equal(one["eta"], two["eta"]), "different seeds make different events"
+    assert_nothing_is_left(place)
 
 
 def test_an_interrupted_demo_leaves_nothing_behind(place: Path) -> None:
@@ -73,6 +75,7 @@ def test_an_interrupted_demo_leaves_nothing_behind(place: Path) -> None:
         _, complaint = demo.communicate(timeout=90)
     assert demo.returncode == 128 + signal.SIGINT
     assert complaint.strip() == "demo: interrupted; everything that it started is stopped"
+    assert_nothing_is_left(place)
 
 
 def test_a_killed_demo_takes_its_house_with_it(place: Path) -> None:
@@ -86,6 +89,7 @@ def test_a_killed_demo_takes_its_house_with_it(place: Path) -> None:
     deadline = time.monotonic() + 60
     while processes_naming(str(place)) and time.monotonic() < deadline:
         time.sleep(0.1)
+    assert_nothing_runs(place)
 
 
 def test_a_mistake_is_one_sentence(place: Path) -> None:
