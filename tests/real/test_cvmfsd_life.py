@@ -3,8 +3,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
+import signal
 import subprocess
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -14,7 +16,8 @@ import dbus
 import pytest
 
 from cernvm.cvmfs.publish import create_repository, publish_tree
-from tests.support.cvmfs import Site, complaint, site
+from cernvm.kit.bus import Bus, BusError
+from tests.support.cvmfs import MOUNT, NAME, PATH, Site, complaint, site
 from tests.support.daemon import command_line, project_environment
 from tests.support.server import wait_until
 
@@ -124,6 +127,53 @@ def test_the_mount_is_read_only_and_tells_its_usage(here: Site) -> None:
     figures = os.statvfs(here.mounts / FQRN)
     assert figures.f_frsize * figures.f_blocks == pytest.approx(4_000_000_000, abs=4096)
     assert figures.f_files >= 7
+
+
+def test_the_bus_hears_what_happens(here: Site, tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DBUS_SYSTEM_BUS_ADDRESS", here.bus_address)
+
+    async def listen() -> list[tuple[object, ...]]:
+        heard: asyncio.Queue[tuple[object, ...]] = asyncio.Queue()
+        async with Bus.system() as bus:
+            for name in ("MountAppeared", "RevisionChanged", "MountGone", "MountFailed"):
+                bus.subscribe(NAME, name, lambda _, *values, name=name: heard.put_nowait((name, *values)))
+            mount = await bus.call(NAME, PATH, NAME, "Mount", "s", FQRN, timeout=60.0)
+            (tree / "same").write_text("changed\n")
+            publish(tmp_path)
+            assert await bus.call(NAME, mount, MOUNT, "Refresh", timeout=60.0) == 3
+            await bus.call(NAME, PATH, NAME, "Unmount", "s", FQRN, timeout=60.0)
+            with pytest.raises(BusError):
+                await bus.call(NAME, PATH, NAME, "Mount", "s", "absent.test.org", timeout=60.0)
+            return [await asyncio.wait_for(heard.get(), 10.0) for _ in range(4)]
+
+    appeared, changed, gone, failed = asyncio.run(listen())
+    assert appeared == ("MountAppeared", FQRN, str(here.mounts / FQRN), 2)
+    assert changed == ("RevisionChanged", FQRN, 3)
+    assert gone == ("MountGone", FQRN)
+    assert failed[:2] == ("MountFailed", "absent.test.org")
+    assert "no server has .cvmfspublished" in str(failed[2])
+
+
+def test_configured_repositories_are_mounted_at_the_start_and_added_by_a_reload(here: Site) -> None:
+    here.daemon.stop()
+    text = here.daemon.config.read_text()
+    here.daemon.config.write_text(text.replace("[cache]", f"repositories = {FQRN},\n[cache]"))
+    here.daemon.start()
+    assert (here.mounts / FQRN / "same").read_text() == "stays\n"
+    here.call("Unmount", FQRN)
+    os.kill(here.daemon.process.pid, signal.SIGHUP)
+    wait_until(lambda: (here.mounts / FQRN / "same").exists(), seconds=20, what="the mount after the reload")
+
+
+def test_a_configured_repository_whose_server_is_away_is_mounted_when_it_is_back(here: Site) -> None:
+    here.daemon.stop()
+    here.web.stop()
+    text = here.daemon.config.read_text()
+    here.daemon.config.write_text(text.replace("[cache]", f"repositories = {FQRN},\n[cache]"))
+    here.daemon.start()
+    assert here.call("ListMounts") == []
+    here.web.start()
+    wait_until(lambda: (here.mounts / FQRN / "same").exists(), seconds=20, what="the mount once the server is back")
 
 
 def test_cvmfsctl_mounts_lists_tells_and_unmounts(here: Site) -> None:

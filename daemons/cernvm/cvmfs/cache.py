@@ -35,15 +35,23 @@ _USAGE: Final = struct.Struct("<q")
 class OpenObject:
     """An open cached object.  It stays readable when the cache drops its name; closed when nobody refers to it."""
 
-    __slots__ = ("fd", "size")
+    __slots__ = ("_used", "fd", "size")
 
     def __init__(self, fd: int) -> None:
         self.fd = fd
-        self.size = os.fstat(fd).st_size
+        known = os.fstat(fd)
+        self.size = known.st_size
+        self._used = known.st_atime
 
     def __del__(self) -> None:
         with suppress(OSError, AttributeError):
             os.close(self.fd)
+
+    def touch(self, now: float) -> None:
+        """Remember that it is used at `now` (Unix seconds), at most once a minute."""
+        if now - self._used > _TOUCH_AFTER:
+            self._used = now
+            os.utime(self.fd, ns=(int(now * 1e9), os.fstat(self.fd).st_mtime_ns))
 
     def pin(self) -> None:
         """Keep the cache from dropping it for as long as this lives."""
@@ -93,11 +101,12 @@ class Cache:
         except FileNotFoundError:
             return None
         opened = OpenObject(fd)
-        now = self._clock()
-        stat = os.fstat(fd)
-        if now - stat.st_atime > _TOUCH_AFTER:
-            os.utime(fd, ns=(int(now * 1e9), stat.st_mtime_ns))
+        self.touch(opened)
         return opened
+
+    def touch(self, opened: OpenObject) -> None:
+        """Remember that an object is used now."""
+        opened.touch(self._clock())
 
     @contextmanager
     def writing(self, name: str) -> Iterator[int]:

@@ -215,29 +215,28 @@ class Catalog:
             raise Malformed(f"catalog {self.content} cannot be read: {error}") from error
 
     def _entry(self, row: tuple[Any, ...]) -> Entry:
-        named = dict(zip(_COLUMNS, row, strict=True))
+        (first, second, up_first, up_second, hardlinks, digest, size, mode, mtime, mtimens) = row[:10]
+        (bits, name, target, uid, gid, xattrs) = row[10:]
         try:
-            mode, bits, links = int(named["mode"]), int(named["flags"]), int(named["hardlinks"])
-            digest = named["hash"]
             entry = Entry(
-                path_hash=PathHash(int(named["md5path_1"]), int(named["md5path_2"])),
-                parent=PathHash(int(named["parent_1"]), int(named["parent_2"])),
-                name=_as_bytes(named["name"]),
-                mode=mode,
-                size=max(0, int(named["size"])),
-                mtime_ns=int(named["mtime"]) * 10**9 + int(named["mtimens"] or 0),
-                uid=int(named["uid"]) & 0xFFFFFFFF,
-                gid=int(named["gid"]) & 0xFFFFFFFF,
-                links=max(1, links & 0xFFFFFFFF),
-                link_group=links >> 32 & 0xFFFFFFFF,
-                flags=bits,
+                path_hash=PathHash(int(first), int(second)),
+                parent=PathHash(int(up_first), int(up_second)),
+                name=_as_bytes(name),
+                mode=int(mode),
+                size=max(0, int(size)),
+                mtime_ns=int(mtime) * 10**9 + int(mtimens or 0),
+                uid=int(uid) & 0xFFFFFFFF,
+                gid=int(gid) & 0xFFFFFFFF,
+                links=max(1, int(hardlinks) & 0xFFFFFFFF),
+                link_group=int(hardlinks) >> 32 & 0xFFFFFFFF,
+                flags=int(bits),
                 content=None if digest is None else ContentHash(_as_bytes(digest), flags.algorithm_of(bits)),
-                target=_as_bytes(named["symlink"]),
-                xattrs=None if named["xattr"] is None else _as_bytes(named["xattr"]),
+                target=_as_bytes(target),
+                xattrs=None if xattrs is None else _as_bytes(xattrs),
             )
         except (TypeError, ValueError) as error:
             raise Malformed(f"catalog {self.content} has an entry of wrong types: {error}") from error
-        if stat.S_IFMT(mode) not in _KNOWN_TYPES or entry.is_directory != bool(bits & flags.DIRECTORY):
+        if stat.S_IFMT(entry.mode) not in _KNOWN_TYPES or entry.is_directory != bool(entry.flags & flags.DIRECTORY):
             raise Malformed(f"catalog {self.content}: the type of {entry.name!r} contradicts itself")
         return entry
 

@@ -90,8 +90,9 @@ def identity(path: bytes, entry: Entry) -> tuple[object, ...]:
     """Two names are one inode exactly when these are equal."""
     if entry.is_directory:
         return (b"d", path)
+    content = entry.content
     place = (entry.parent, entry.link_group) if entry.link_group else path
     return (
         *(place, entry.mode, entry.size, entry.mtime_ns, entry.uid, entry.gid, entry.links, entry.flags),
-        *(None if entry.content is None else str(entry.content), entry.target, entry.xattrs),
+        *(content and (content.digest, content.algorithm.value), entry.target, entry.xattrs),
     )

@@ -24,6 +24,8 @@ from .flags import Compression
 from .hashes import ContentHash, Hasher, Kind
 
 MAX_OPEN: Final = 512
+MAX_OPEN_BYTES: Final = 1 << 30
+"""Of the open objects together: what the cache drops takes its space until it is closed."""
 MAX_UNSIZED: Final = 4 << 30
 """Bytes that an object may inflate to whose size is not known beforehand."""
 _PIECE: Final = 1 << 20
@@ -125,6 +127,7 @@ class Objects:
         self._counters = counters
         self._lock = threading.Lock()
         self._open: OrderedDict[str, OpenObject] = OrderedDict()
+        self._open_bytes = 0
         self._under_way: dict[str, _Transfer] = {}
 
     def open(self, ref: ObjectRef, *, pin: bool = False) -> OpenObject:
@@ -138,6 +141,7 @@ class Objects:
             if known is not None:
                 self._open.move_to_end(name)
         if known is not None:
+            self.cache.touch(known)
             self._counters.add(Counter.CACHE_HITS)
         else:
             known = self._cached_or_fetched(ref, name)
@@ -156,6 +160,7 @@ class Objects:
         """Let go of what is open."""
         with self._lock:
             self._open.clear()
+            self._open_bytes = 0
 
     def _cached_or_fetched(self, ref: ObjectRef, name: str) -> OpenObject:
         with self._lock:
@@ -182,10 +187,16 @@ class Objects:
             with self._lock:
                 del self._under_way[name]
                 if transfer.result is not None:
-                    self._open[name] = transfer.result
-                    while len(self._open) > MAX_OPEN:
-                        self._open.popitem(last=False)
+                    self._keep_open(name, transfer.result)
             transfer.done.set()
+
+    def _keep_open(self, name: str, opened: OpenObject) -> None:
+        """Remember an open object, and forget what was used least recently; the caller holds the lock."""
+        self._open[name] = opened
+        self._open_bytes += opened.size
+        while len(self._open) > 1 and (len(self._open) > MAX_OPEN or self._open_bytes > MAX_OPEN_BYTES):
+            _, dropped = self._open.popitem(last=False)
+            self._open_bytes -= dropped.size
 
     def _from_cache(self, ref: ObjectRef, name: str) -> OpenObject | None:
         found = self.cache.open(name)

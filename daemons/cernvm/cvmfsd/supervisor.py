@@ -85,7 +85,9 @@ class Mount:
     refreshes: list[asyncio.Future[wire.Refreshed]] = field(default_factory=list)
     worker: Worker | None = None
     keeper: asyncio.Task[None] | None = None
-    created_point: bool = False
+    point_ready: bool = False
+    """From now on what is mounted there is this mount's."""
+    point_created: bool = False
 
     def __post_init__(self) -> None:
         self.counters = Counters(self.counters_fd)
@@ -180,7 +182,8 @@ class Supervisor:
         delays = RESTARTS.delays(self._random)
         loop = asyncio.get_running_loop()
         while True:
-            mount.created_point |= await _in_thread(mounting.make_ready, mount.point)
+            mount.point_created |= await _in_thread(mounting.make_ready, mount.point)
+            mount.point_ready = True
             begun = loop.time()
             ended = await self._run_worker(mount)
             if ended or mount.state is State.STOPPING:
@@ -278,9 +281,9 @@ class Supervisor:
     async def _clean(self, mount: Mount) -> None:
         """Leave nothing at the mount point that was not there before."""
         try:
-            if await _in_thread(mounting.is_mounted, mount.point) and mount.revision:
+            if mount.point_ready and await _in_thread(mounting.is_mounted, mount.point):
                 await _in_thread(mounting.unmount, mount.point, lazy=True)
-            if mount.created_point:
+            if mount.point_created:
                 await _in_thread(_remove_directory, mount.point)
         except (Problem, OSError, TimeoutError) as error:
             log.warning("%s: %s", mount.fqrn, sentence(error))
