@@ -4,19 +4,22 @@
 from __future__ import annotations
 
 import errno
-from collections.abc import Sequence
 from pathlib import Path
 
 import llfuse
 import pytest
 
 from cernvm.cvmfs import errors
+from cernvm.cvmfs.counters import Counter
 from cernvm.cvmfsd import wire
 from cernvm.cvmfsd.config import SPEC, configure
 from cernvm.cvmfsd.control import path_of
-from cernvm.cvmfsd.llfuse import ERRNO, ORDINARY, FileSystem, answering
+from cernvm.cvmfsd.errnos import ERRNO
+from cernvm.cvmfsd.llfuse import FileSystem, answering
 from cernvm.kit import config
 from cernvm.kit.errors import NotFound, Problem, UserMistake
+from tests.support.cvmfs import fixture
+from tests.support.storage import StorageView
 
 
 def all_errors() -> list[type[Problem]]:
@@ -37,28 +40,25 @@ def test_every_error_of_the_library_has_a_number() -> None:
         (errors.CacheFull("full"), errno.ENOSPC, True),
         (OSError(errno.ENOSPC, "No space left on device"), errno.ENOSPC, True),
         (OSError(errno.EBADF, "Bad file descriptor"), errno.EIO, True),
+        (KeyError("a bug"), errno.EIO, True),
+        (llfuse.FUSEError(errno.ENOSYS), errno.ENOSYS, False),
     ],
+    ids=lambda one: type(one).__name__ if isinstance(one, Exception) else None,
 )
-def test_only_fuse_errors_leave_a_handler(error: Exception, number: int, told: bool) -> None:
-    heard: list[int] = []
+def test_only_fuse_errors_leave_a_handler(tmp_path: Path, error: Exception, number: int, told: bool) -> None:
+    shown = StorageView(fixture("small") / "repo", tmp_path / "cache")
+    heard: list[str] = []
 
     class Files(FileSystem):
-        def __init__(self) -> None:
-            """Nothing is served."""
-
-        def refuse(self, given: int, _error: BaseException, _args: Sequence[object]) -> llfuse.FUSEError:
-            if given not in ORDINARY:
-                heard.append(given)
-            return llfuse.FUSEError(given)
-
         @answering
         def handler(self, _inode: int) -> None:
             raise error
 
     with pytest.raises(llfuse.FUSEError) as refused:
-        Files().handler(7)
+        Files(shown.view, heard.append).handler(shown.walk("README.txt"))
     assert refused.value.errno == number
-    assert bool(heard) is told
+    assert shown.counters[Counter.ERRORS] == len(heard) == int(told)
+    assert all(one.startswith("small.test.org/README.txt: ") for one in heard)
 
 
 @pytest.mark.parametrize(

@@ -12,8 +12,7 @@ from __future__ import annotations
 import errno
 import functools
 import itertools
-import logging
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Concatenate, Final, ParamSpec, TypeVar
 
@@ -21,12 +20,12 @@ import llfuse
 
 from cernvm.cvmfs import errors
 from cernvm.cvmfs.client import MountOptions
-from cernvm.cvmfs.counters import Counter
 from cernvm.cvmfs.inodes import Inode
 from cernvm.cvmfs.view import Attributes, Changes, Listed, View
-from cernvm.kit.errors import Problem, sentence
+from cernvm.kit.errors import Problem
 
-log = logging.getLogger(__name__)
+from .errnos import Refusals
+
 P = ParamSpec("P")
 T = TypeVar("T")
 KEEP: Final = 86400.0
@@ -34,27 +33,6 @@ KEEP: Final = 86400.0
 KEEP_UNTRACKED: Final = 5.0
 """Seconds for which it may keep a missing name that the view does not remember."""
 _BLOCK: Final = 4096
-
-ERRNO: Final[Mapping[type[Problem], int]] = {
-    errors.NoEntry: errno.ENOENT,
-    errors.NotDirectory: errno.ENOTDIR,
-    errors.IsDirectory: errno.EISDIR,
-    errors.NotReadable: errno.EINVAL,
-    errors.NoAttribute: errno.ENODATA,
-    errors.CacheFull: errno.ENOSPC,
-    errors.Unsupported: errno.EOPNOTSUPP,
-    errors.Malformed: errno.EIO,
-    errors.Untrusted: errno.EIO,
-    errors.RolledBack: errno.EIO,
-    errors.ObjectCorrupt: errno.EIO,
-    errors.Unreachable: errno.EIO,
-    errors.ObjectMissing: errno.EIO,
-    errors.Mistake: errno.EIO,
-    errors.NoRepository: errno.EIO,
-}
-"""Every error of the repository library by its own class; a test proves that none is missing."""
-ORDINARY: Final = frozenset({errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EINVAL, errno.ENODATA})
-"""Answers that tell no trouble."""
 
 
 def answering(
@@ -68,16 +46,15 @@ def answering(
             return handler(self, *args, **kwargs)
         except llfuse.FUSEError:
             raise
-        except Problem as error:
-            raise self.refuse(ERRNO.get(type(error), errno.EIO), error, args) from None
-        except OSError as error:
-            number = errno.ENOSPC if error.errno in (errno.ENOSPC, errno.EDQUOT) else errno.EIO
-            raise self.refuse(number, error, args) from None
-        except Exception as error:
-            log.exception("answering %s", handler.__name__)
-            raise self.refuse(errno.EIO, error, args) from None
+        except Exception as error:  # noqa: BLE001 - the request boundary; `refusals` logs the traceback
+            raise llfuse.FUSEError(self.refusals.number(error, _subject(args))) from None
 
     return answer
+
+
+def _subject(args: Sequence[object]) -> Inode:
+    """The inode that a handler was asked about: its first argument, where that is one."""
+    return Inode(args[0]) if args and isinstance(args[0], int) else Inode(0)
 
 
 class FileSystem(llfuse.Operations):  # type: ignore[misc]  # llfuse has no types
@@ -86,17 +63,9 @@ class FileSystem(llfuse.Operations):  # type: ignore[misc]  # llfuse has no type
     def __init__(self, view: View, trouble: Callable[[str], None]) -> None:
         super().__init__()
         self._view = view
-        self._trouble = trouble
+        self.refusals = Refusals(view, trouble)
         self._listings: dict[int, Sequence[Listed]] = {}
         self._handles = itertools.count(1)
-
-    def refuse(self, number: int, error: BaseException, args: Sequence[object]) -> llfuse.FUSEError:
-        """Count and tell what is not an ordinary answer; the error for the kernel."""
-        if number not in ORDINARY:
-            self._view.counters.add(Counter.ERRORS)
-            inode = args[0] if args and isinstance(args[0], int) else 0
-            self._trouble(f"{self._view.name_of(Inode(inode))}: {sentence(error)}")
-        return llfuse.FUSEError(number)
 
     @answering
     def lookup(self, parent: int, name: bytes, _: object) -> llfuse.EntryAttributes:
