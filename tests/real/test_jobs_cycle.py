@@ -18,6 +18,8 @@ from typing import Any
 
 import pytest
 
+from cernvm.copilot_jobmanagerd.control import NAME, PATH
+from cernvm.kit.bus import SyncBus
 from tests.support.bus import private_bus
 from tests.support.daemon import Daemon, command_line, project_environment
 from tests.support.prosody import Prosody
@@ -104,12 +106,14 @@ class Site:
         return self.submit(f'name = "{name}"\ncommand = "/bin/sh"\narguments = {arguments}\noutput_files = {outputs}\n')
 
     def job(self, job: str) -> dict[str, Any]:
-        found: dict[str, Any] = json.loads(self.ctl("show", "--json", job))
+        with SyncBus.system() as bus:
+            found: dict[str, Any] = json.loads(bus.call(NAME, PATH, NAME, "Get", "s", job))
         return found
 
     def until(self, job: str, *states: str, seconds: float = 60.0) -> dict[str, Any]:
         deadline = time.monotonic() + seconds
         while (found := self.job(job))["state"] not in states:
+            time.sleep(0.05)
             assert time.monotonic() < deadline, f"not {states} after {seconds} s: {found}"
         return found
 
@@ -120,9 +124,10 @@ class Site:
 
 
 @pytest.fixture
-def site(tmp_path: Path) -> Iterator[Site]:
+def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Site]:
     with ExitStack() as stack:
         bus = stack.enter_context(private_bus(tmp_path / "bus"))
+        monkeypatch.setenv("DBUS_SYSTEM_BUS_ADDRESS", bus.address)
         prosody = stack.enter_context(Prosody(tmp_path / "prosody", accounts=ACCOUNTS))
         site = Site(tmp_path, prosody, bus.environment, stack)
         site.start()
@@ -273,22 +278,19 @@ def test_watching_jobs_tells_each_change_and_the_status_tells_the_end(site: Site
     assert len(json.loads(site.ctl("list", "--json", "--state", "failed"))) == 1
 
 
-@pytest.mark.parametrize(
-    ("text", "words"),
-    [
+def test_a_wrong_job_file_is_one_sentence_and_status_2(site: Site) -> None:
+    file = site.directory / "job.toml"
+    for text, words in (
         ('comand = "x"', "unknown field 'comand'; did you mean command?"),
         ('command = "x"\ninput_files = ["absent"]', "there is no file"),
         ("command = 7", "field command must be text"),
-    ],
-)
-def test_a_wrong_job_file_is_one_sentence_and_status_2(site: Site, text: str, words: str) -> None:
-    file = site.directory / "job.toml"
-    file.write_text(text)
-    answer = site.run("submit", str(file))
-    assert answer.returncode == 2
-    assert answer.stderr.startswith(f"copilotctl: {file}: ")
-    assert words in answer.stderr
-    assert answer.stderr.count("\n") == 1
+    ):
+        file.write_text(text)
+        answer = site.run("submit", str(file))
+        assert answer.returncode == 2
+        assert answer.stderr.startswith(f"copilotctl: {file}: ")
+        assert words in answer.stderr
+        assert answer.stderr.count("\n") == 1
     assert json.loads(site.ctl("list", "--json")) == []
 
 
