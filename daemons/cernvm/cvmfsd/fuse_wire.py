@@ -268,5 +268,5 @@ def agreement(offer: Offer, wish: Wish) -> bytes:
     )
 
 
-REFUSED: Final = dict.fromkeys(WRITING, errno.EROFS)
+REFUSED: Final[dict[int, int]] = dict.fromkeys(WRITING, errno.EROFS)
 """Opcode -> error number for what is not answered; ENOSYS for everything else (the kernel asks such things once)."""

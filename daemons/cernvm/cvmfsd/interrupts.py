@@ -26,7 +26,7 @@ _KILLED: Final = 1 << SIGKILL - 1
 class UnderWay:
     """The requests that are being worked on, by their number; `give_up` answers one with EINTR."""
 
-    def __init__(self, give_up: Callable[[int], None], *, dying: Callable[[int], bool] | None = None) -> None:
+    def __init__(self, give_up: Callable[[int], object], *, dying: Callable[[int], bool] | None = None) -> None:
         self._give_up = give_up
         self._dying = is_dying if dying is None else dying
         self._processes: dict[int, int] = {}  # single operations on it are atomic

@@ -30,7 +30,7 @@ from .interrupts import UnderWay
 from .mounting import unmount
 
 log = logging.getLogger(__name__)
-WISH: Final = wire.Wish(sum(Feature, Feature(0)) & ~Feature.READDIRPLUS_AUTO, max_pages=256, background=64)
+WISH: Final = wire.Wish(Feature(sum(Feature)) & ~Feature.READDIRPLUS_AUTO, max_pages=256, background=64)
 """All that the kernel offers; reads of up to 1 MiB; 64 reads ahead of their readers at the same time."""
 READ_AHEAD_KB: Final = 1024
 HANDSHAKE: Final = 10.0
@@ -158,7 +158,7 @@ class Session:
                 if error.errno in _PASSING:
                     continue
                 if error.errno != errno.ENODEV:
-                    log.error("%s: no request can be read: %s", self._point, error.strerror)
+                    log.critical("%s: no request can be read: %s", self._point, error.strerror)
                 return
             with self._room:
                 self._idle -= 1
@@ -202,7 +202,7 @@ class Session:
             os.writev(self._fd, buffers)
         except OSError as error:
             if error.errno not in (errno.ENOENT, errno.ENODEV):
-                log.error("%s: the kernel does not take an answer: %s", self._point, error.strerror)
+                log.warning("%s: the kernel does not take an answer: %s", self._point, error.strerror)
             return False
         return True
 
