@@ -5,6 +5,9 @@ from __future__ import annotations
 
 import json
 import os
+import pty
+import subprocess
+from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -19,6 +22,7 @@ from cernvm.cvmfs.publish import (
     resign_whitelist,
 )
 from cernvm.cvmfs.publish.keys import KeyFiles, ensure_keys
+from tests.support.daemon import command_line, project_environment
 from tests.support.publisher import FQRN, Home, make_home, make_keys, plant, same
 
 
@@ -151,3 +155,36 @@ def test_the_command_says_one_sentence_and_tells_whose_fault_it_was(
     status, out, err = command(capsys, "publish", FQRN, home.tree, *places)
     assert (status, out) == (1, "")
     assert err.count("\n") == 1
+
+
+def test_progress_without_a_terminal_is_a_line_now_and_then(capsys: pytest.CaptureFixture[str]) -> None:
+    times = iter([100.0, 105.0, 110.5, 111.0, 125.0])
+    lines = cvmfs_server._Lines(lambda: next(times))
+    lines.bytes(1_000_000)
+    lines.files(3)
+    lines.bytes(500_000)
+    lines.files(1)
+    assert capsys.readouterr().err.splitlines() == [
+        "publishing: 3 files, 1.0 MB",
+        "publishing: 4 files, 1.5 MB",
+    ]
+
+
+def test_a_terminal_sees_bars(home: Home) -> None:
+    plant(home.tree, {f"f{number}": bytes([number]) * 300_000 for number in range(30)})
+    controller, terminal = pty.openpty()
+    command = command_line("cvmfs-server", "publish", FQRN, str(home.tree))
+    places = ["--storage", str(home.storage), "--keys", str(home.keys)]
+    environment = project_environment({"TERM": "xterm", "COLUMNS": "120"})
+    with subprocess.Popen([*command, *places], env=environment, stdout=subprocess.PIPE, stderr=terminal) as process:
+        os.close(terminal)
+        said = b""
+        with suppress(OSError):  # a terminal whose other side is closed answers EIO
+            while more := os.read(controller, 4096):
+                said += more
+        assert process.stdout is not None
+        assert b"revision 2" in process.stdout.read()
+        assert process.wait(60) == 0
+    os.close(controller)
+    assert b"publishing" in said
+    assert b"30 files" in said

@@ -9,15 +9,18 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from datetime import datetime
+from itertools import count
 from pathlib import Path
 from typing import Final, Protocol
 
 from rich.console import Console
-from rich.progress import BarColumn, DownloadColumn, TaskID, TextColumn, TimeRemainingColumn, TransferSpeedColumn
+from rich.progress import BarColumn, DownloadColumn, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 from rich.progress import Progress as Bars
 
 from cernvm import __version__
@@ -33,6 +36,8 @@ from cernvm.cvmfs.publish import (
 )
 from cernvm.kit.errors import EXIT_FAILED, EXIT_OK, Problem, sentence
 
+LINE_EVERY: Final = 10.0
+"""Seconds between lines of progress where there is no terminal."""
 _ALGORITHMS: Final = {"sha1": Algorithm.SHA1, "rmd160": Algorithm.RMD160, "shake128": Algorithm.SHAKE128}
 
 
@@ -160,34 +165,58 @@ def _plain(value: object) -> str:
 
 @contextmanager
 def _watched(tree: Path, quiet: bool) -> Iterator[Progress]:
-    """Bars with files, bytes, rate and time left on a terminal; nothing elsewhere."""
+    """Bars with files, bytes, rate and time left on a terminal, a line now and then elsewhere."""
     console = Console(stderr=True)
-    if quiet or not console.is_terminal or not tree.is_dir():
+    if quiet or not tree.is_dir():
         yield Progress()
-        return
-    files, size = measure(tree)
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        DownloadColumn(),
-        TransferSpeedColumn(),
-        TimeRemainingColumn(),
-        TextColumn("{task.fields[files]}/" + f"{files} files"),
-    )
-    with Bars(*columns, console=console, transient=True) as bars:
-        task = bars.add_task("publishing", total=size, files=0)
-        yield Progress(files=_counting(bars, task), bytes=lambda count: bars.advance(task, count))
+    elif not console.is_terminal:
+        lines = _Lines(time.monotonic)
+        yield Progress(files=lines.files, bytes=lines.bytes)
+    else:
+        files, size = measure(tree)
+        columns = (
+            TextColumn("{task.description}"),
+            BarColumn(),
+            DownloadColumn(),
+            TransferSpeedColumn(),
+            TimeRemainingColumn(),
+            TextColumn("{task.fields[files]}/" + f"{files} files"),
+        )
+        with Bars(*columns, console=console, transient=True) as bars:
+            task = bars.add_task("publishing", total=size, files=0)
+            done = count(1)  # files are counted by one thread, bytes by many
+
+            def advance_files(more: int) -> None:
+                for _ in range(more):
+                    bars.update(task, files=next(done))
+
+            yield Progress(files=advance_files, bytes=lambda more: bars.advance(task, more))
 
 
-def _counting(bars: Bars, task: TaskID) -> Callable[[int], None]:
-    done = 0
+class _Lines:
+    """Progress as plain lines, the first after some seconds.  Called from any thread."""
 
-    def more(count: int) -> None:
-        nonlocal done
-        done += count
-        bars.update(task, files=done)
+    def __init__(self, clock: Callable[[], float]) -> None:
+        self._clock = clock
+        self._lock = threading.Lock()
+        self._next = clock() + LINE_EVERY
+        self._files = self._bytes = 0
 
-    return more
+    def files(self, more: int) -> None:
+        """`more` files are done."""
+        self._count(files=more)
+
+    def bytes(self, more: int) -> None:
+        """`more` bytes of files are done."""
+        self._count(size=more)
+
+    def _count(self, files: int = 0, size: int = 0) -> None:
+        with self._lock:
+            self._files += files
+            self._bytes += size
+            if self._clock() >= self._next:
+                self._next += LINE_EVERY
+                print(f"publishing: {self._files} files, {self._bytes / 1e6:.1f} MB", file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":

@@ -17,7 +17,6 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Final
 
 from .. import flags
@@ -172,8 +171,8 @@ class Assembler:
             count = len(group)
             hardlinks = catalog.writer.new_group() << 32 | count if count > 1 else 1
             if group[0].is_file:
-                source = Path(os.fsdecode(tree + group[0].path))
-                self._wait_for(_Rows(catalog, group, hardlinks, pool.submit(self._depositor.deposit, source)))
+                content = pool.submit(self._depositor.deposit, tree + group[0].path)
+                self._wait_for(_Rows(catalog, group, hardlinks, content))
             else:
                 for entry in group:
                     catalog.writer.add_other(entry, hardlinks)
@@ -257,6 +256,8 @@ def _by_inode(entries: Sequence[Entry]) -> Iterator[tuple[Entry, ...]]:
     for entry in entries:
         if entry.is_directory:
             continue
-        group = linked.get((entry.status.st_dev, entry.status.st_ino), [entry])
-        if group[0] is entry:
+        group = linked.get((entry.status.st_dev, entry.status.st_ino))
+        if group is None or len(group) == 1:
+            yield (entry,)
+        elif group[0] is entry:
             yield tuple(replace(other, status=entry.status, attributes=entry.attributes) for other in group)

@@ -17,7 +17,7 @@ from stat import S_ISBLK, S_ISCHR
 from typing import Final
 
 from .. import flags
-from ..hashes import NO_PARENT, Algorithm, ContentHash, path_hash
+from ..hashes import NO_PARENT, Algorithm, ContentHash, PathHash, path_hash
 from .objects import Content
 from .scan import Entry
 
@@ -52,7 +52,9 @@ CREATE TABLE bind_mountpoints (path TEXT, sha1 TEXT, size INTEGER,
 CREATE TABLE statistics (counter TEXT, value INTEGER, CONSTRAINT pk_statistics PRIMARY KEY (counter));
 """
 # Names and targets are bytes of any encoding: CAST gives them the storage class TEXT without decoding.
-_ROW: Final = "INSERT INTO catalog VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, CAST(? AS TEXT), CAST(? AS TEXT), ?, ?, ?)"
+_VALUES: Final = "(?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, CAST(? AS TEXT), CAST(? AS TEXT), ?, ?, ?)"
+_BATCH: Final = 100
+"""Rows that one statement inserts: SQLite gives up the interpreter lock for each, and the workers are eager."""
 _NANO: Final = 1_000_000_000
 
 
@@ -74,6 +76,8 @@ class CatalogWriter:
         self.below: Counter[str] = Counter()
         self._algorithm = algorithm
         self._groups = 0
+        self._parent = (b"", path_hash(b""))
+        self._rows: list[tuple[object, ...]] = []
         self._database = sqlite3.connect(file, isolation_level=None)
         for pragma in ("page_size = 1024", "journal_mode = OFF", "synchronous = OFF", "locking_mode = EXCLUSIVE"):
             self._database.execute(f"PRAGMA {pragma}").fetchall()
@@ -133,6 +137,7 @@ class CatalogWriter:
 
     def equals(self, other: Path) -> bool:
         """Whether the catalog in the file `other` has the same rows, chunks and nested catalogs."""
+        self._flush()
         self._database.execute("COMMIT")
         self._database.execute("ATTACH ? AS other", (str(other),))
         try:
@@ -157,6 +162,7 @@ class CatalogWriter:
 
     def finish(self, properties: Mapping[str, str | int]) -> int:
         """Write counters and properties and close; return the file's size in bytes."""
+        self._flush()
         run = self._database.executemany
         for scope, counters in (("self", self.own), ("subtree", self.below)):
             run("INSERT INTO statistics VALUES (?, ?)", [(f"{scope}_{name}", counters[name]) for name in COUNTERS])
@@ -173,16 +179,32 @@ class CatalogWriter:
 
     def _insert(self, entry: Entry, bits: int, hardlinks: int, digest: bytes | None, size: int) -> None:
         status = entry.status
-        parent = path_hash(entry.path.rpartition(b"/")[0]) if entry.path else NO_PARENT
+        parent = self._parent_of(entry.path)
         xattr = pack_attributes(entry.attributes)
         self.own["xattr"] += xattr is not None
         place = (*path_hash(entry.path), *parent)
         times = divmod(status.st_mtime_ns, _NANO)
         owner = (status.st_uid, status.st_gid)
-        self._database.execute(
-            _ROW,
-            (*place, hardlinks, digest, size, status.st_mode, *times, bits, entry.name, entry.target, *owner, xattr),
+        self._rows.append(
+            (*place, hardlinks, digest, size, status.st_mode, *times, bits, entry.name, entry.target, *owner, xattr)
         )
+        if len(self._rows) == _BATCH:
+            self._flush()
+
+    def _parent_of(self, path: bytes) -> PathHash:
+        """The hash of the directory that `path` stands in; siblings come one after another."""
+        if not path:
+            return NO_PARENT
+        directory = path.rpartition(b"/")[0]
+        if directory != self._parent[0]:
+            self._parent = (directory, path_hash(directory))
+        return self._parent[1]
+
+    def _flush(self) -> None:
+        if self._rows:
+            statement = "INSERT INTO catalog VALUES " + ", ".join([_VALUES] * len(self._rows))
+            self._database.execute(statement, [value for row in self._rows for value in row])
+            self._rows.clear()
 
 
 def pack_attributes(attributes: Mapping[bytes, bytes]) -> bytes | None:

@@ -11,10 +11,9 @@ from __future__ import annotations
 import hashlib
 import os
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from stat import S_ISREG
 from typing import Final
 
@@ -84,31 +83,34 @@ class Depositor:
         """Make every deposit that is under way fail soon."""
         self._stopped.set()
 
-    def deposit(self, path: Path) -> Content:
+    def deposit(self, path: bytes) -> Content:
         """Store the file `path` as it is now.  Raises Mistake, CvmfsProblem."""
         try:
             with _opened(path) as fd:
                 size = os.fstat(fd).st_size
+                if size <= BLOCK:
+                    blocks = list(self._blocks(fd, size))
+                    return self._recall(blocks) or self._store_content(blocks)
                 if self._seen.knows_size(size):
-                    known = self._recall(fd, size)
+                    known = self._recall(self._blocks(fd, size))
                     if known is not None:
                         return known
-                return self._store_content(fd, size)
+                return self._store_content(self._blocks(fd, size))
         except PermissionError:
-            raise Mistake(f"{path}: cannot be read by this user") from None
+            raise Mistake(f"{os.fsdecode(path)}: cannot be read by this user") from None
         except FileNotFoundError:
-            raise CvmfsProblem(f"{path}: vanished while it was being published") from None
+            raise CvmfsProblem(f"{os.fsdecode(path)}: vanished while it was being published") from None
         except OSError as error:
-            raise CvmfsProblem(f"{path}: could not be stored ({sentence(error)})") from error
+            raise CvmfsProblem(f"{os.fsdecode(path)}: could not be stored ({sentence(error)})") from error
 
     def deposit_nothing(self) -> Content:
         """Store the content of an empty file.  Raises OSError."""
         return Content((Piece(0, 0, self._store.put(b"", Kind.FILE, self._algorithm)),))
 
-    def _recall(self, fd: int, size: int) -> Content | None:
+    def _recall(self, blocks: Iterable[bytes]) -> Content | None:
         """The objects of content that was stored before, if they are all still there."""
         digest = hashlib.sha256()
-        for block in self._blocks(fd, size):
+        for block in blocks:
             digest.update(block)
         pieces = self._seen.recall(digest.digest())
         if pieces is None:
@@ -121,14 +123,14 @@ class Depositor:
         self._on_bytes(content.size)
         return content
 
-    def _store_content(self, fd: int, size: int) -> Content:
+    def _store_content(self, blocks: Iterable[bytes]) -> Content:
         digest = hashlib.sha256()
         cutter = Cutter(self._sizes)
         pieces: list[Piece] = []
         start = position = 0
         incoming = self._store.incoming(self._algorithm)
         try:
-            for block in self._blocks(fd, size):
+            for block in blocks:
                 digest.update(block)
                 begin = 0
                 for cut in cutter.feed(block):
@@ -158,12 +160,12 @@ class Depositor:
 
 
 @contextmanager
-def _opened(path: Path) -> Iterator[int]:
+def _opened(path: bytes) -> Iterator[int]:
     # A file that was replaced by a fifo or a link since it was listed must neither block nor lead elsewhere.
     fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
     try:
         if not S_ISREG(os.fstat(fd).st_mode):
-            raise CvmfsProblem(f"{path}: was replaced by something else while it was being published")
+            raise CvmfsProblem(f"{os.fsdecode(path)}: was replaced by something else while it was being published")
         yield fd
     finally:
         os.close(fd)

@@ -17,6 +17,7 @@ from typing import Final, Self
 
 RECIPE: Final = 1
 """Number of the way in which content becomes objects (engine, level, chunk sizes); another number forgets all."""
+_BATCH: Final = 1000
 _PIECE: Final = struct.Struct("<QQ20s")
 _SCHEMA: Final = """
     CREATE TABLE IF NOT EXISTS seen
@@ -34,6 +35,7 @@ class Seen:
     def __init__(self, path: Path) -> None:
         """Open or make it; what cannot be read is replaced by an empty one.  Raises OSError, sqlite3.Error."""
         self._lock = threading.Lock()
+        self._new: dict[bytes, tuple[int, bytes]] = {}
         try:
             self._database = _open(path)
         except sqlite3.DatabaseError:
@@ -50,13 +52,16 @@ class Seen:
             self._database.close()
 
     def knows_size(self, size: int) -> bool:
-        """Whether content of `size` bytes has been stored, so that hashing it may save compressing it."""
+        """Whether content of `size` bytes was stored by an earlier publication, so that hashing it may save much."""
         with self._lock:
             return self._database.execute("SELECT 1 FROM seen WHERE size = ? LIMIT 1", (size,)).fetchone() is not None
 
     def recall(self, content: bytes) -> Pieces | None:
         """The pieces of the content with this SHA-256."""
         with self._lock:
+            new = self._new.get(content)
+            if new is not None:
+                return list(_PIECE.iter_unpack(new[1]))
             row = self._database.execute("SELECT pieces FROM seen WHERE content = ?", (content,)).fetchone()
         if row is None or not row[0] or len(row[0]) % _PIECE.size:
             return None
@@ -67,12 +72,20 @@ class Seen:
         size = sum(length for _, length, _ in pieces)
         packed = b"".join(_PIECE.pack(*piece) for piece in pieces)
         with self._lock:
-            self._database.execute("INSERT OR REPLACE INTO seen VALUES (?, ?, ?)", (content, size, packed))
+            self._new[content] = (size, packed)
+            if len(self._new) >= _BATCH:
+                self._write()
 
     def keep(self) -> None:
         """Make everything noted so far durable."""
         with self._lock:
+            self._write()
             self._database.commit()
+
+    def _write(self) -> None:
+        rows = [(content, size, packed) for content, (size, packed) in self._new.items()]
+        self._database.executemany("INSERT OR REPLACE INTO seen VALUES (?, ?, ?)", rows)
+        self._new.clear()
 
 
 def _open(path: Path) -> sqlite3.Connection:

@@ -17,12 +17,12 @@ from __future__ import annotations
 import ctypes
 import fcntl
 import os
-import tempfile
 import threading
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from io import BytesIO
+from itertools import count
 from pathlib import Path
 from typing import BinaryIO, Final, Self
 
@@ -52,6 +52,7 @@ class Store:
         self.private = root / "publisher"
         self._transactions = root / "data" / "txn"
         self._lock = threading.Lock()
+        self._numbers = count()
         self.objects_new = 0
         self.bytes_new = 0
 
@@ -173,10 +174,10 @@ class Store:
         write_atomically(self.root / name, data)
 
     def scratch(self, suffix: str) -> Path:
-        """A new empty private file that goes away with the transaction."""
-        fd, name = tempfile.mkstemp(dir=self._transactions, suffix=suffix)
-        os.close(fd)
-        return Path(name)
+        """A new empty private file that goes away with the transaction (its writer is alone: numbers are names)."""
+        path = self._transactions / f"{next(self._numbers)}{suffix}"
+        os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
+        return path
 
     def incoming(self, algorithm: Algorithm, level: int = zlib.Z_DEFAULT_COMPRESSION) -> Incoming:
         """Begin to write an object."""
