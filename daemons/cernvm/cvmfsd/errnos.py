@@ -7,6 +7,7 @@ Thread-safe: values, and counters that are so.
 from __future__ import annotations
 
 import errno
+import logging
 from collections.abc import Callable, Mapping
 from typing import Final
 
@@ -16,6 +17,7 @@ from cernvm.cvmfs.inodes import Inode
 from cernvm.cvmfs.view import View
 from cernvm.kit.errors import Problem, sentence
 
+log = logging.getLogger(__name__)
 ERRNO: Final[Mapping[type[Problem], int]] = {
     errors.NoEntry: errno.ENOENT,
     errors.NotDirectory: errno.ENOTDIR,
@@ -55,8 +57,10 @@ class Refusals:
         self._trouble = trouble
 
     def number(self, error: Exception, inode: Inode) -> int:
-        """The number for `error`, met while `inode` was asked about."""
+        """The number for `error`, met while `inode` was asked about; an error of ours is logged with its traceback."""
         number = errno_of(error)
+        if not isinstance(error, Problem | OSError):
+            log.error("answering for %s", self._view.name_of(inode), exc_info=error)
         if number not in ORDINARY:
             self._view.counters.add(Counter.ERRORS)
             self._trouble(f"{self._view.name_of(inode)}: {sentence(error)}")

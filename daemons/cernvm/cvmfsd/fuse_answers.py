@@ -12,7 +12,6 @@ Any thread may ask; READ, LOOKUP, READDIR and GETXATTR may block on the network.
 from __future__ import annotations
 
 import errno
-import logging
 import stat
 import threading
 from collections import OrderedDict
@@ -22,13 +21,11 @@ from typing import Final, NamedTuple
 from cernvm.cvmfs.errors import NoEntry
 from cernvm.cvmfs.inodes import Inode
 from cernvm.cvmfs.view import Listed, View
-from cernvm.kit.errors import Problem
 
 from . import fuse_wire as wire
 from .errnos import Refusals
 from .fuse_wire import Feature, Opcode, Request, Unreadable
 
-log = logging.getLogger(__name__)
 KEEP: Final = 86400
 """Seconds for which the kernel may keep an answer that a switch will take back."""
 KEEP_UNTRACKED: Final = 5
@@ -134,10 +131,7 @@ class Answers:
             return handler(request, Inode(request.node))
         except Unreadable:
             return Reply(errno.EINVAL)
-        except (Problem, OSError) as error:
-            return Reply(self._refusals.number(error, Inode(request.node)))
-        except Exception as error:
-            log.exception("answering the kernel's request %d", request.opcode)
+        except Exception as error:  # noqa: BLE001 - the request boundary; `Refusals` logs the traceback
             return Reply(self._refusals.number(error, Inode(request.node)))
 
     def take_back(self, reply: Reply) -> None:
