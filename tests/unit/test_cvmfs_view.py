@@ -3,15 +3,19 @@
 
 from __future__ import annotations
 
+import gc
 import hashlib
 import os
 import stat
+import weakref
 from collections.abc import Mapping
 from pathlib import Path
+from random import Random
 
 import pytest
 
 from cernvm.cvmfs import errors
+from cernvm.cvmfs.hashes import Algorithm
 from cernvm.cvmfs.inodes import ROOT, Inode
 from cernvm.cvmfs.magic import Visibility
 from cernvm.cvmfs.publish import create_repository, publish_tree
@@ -286,3 +290,43 @@ def test_unchanged_nested_catalogs_are_shared_between_revisions(own: Own) -> Non
     tree.preload(own.view.tree)
     assert len(own.shown.storage.taken) == before
     assert tree.catalogs()[b"/sub"] is own.view.tree.catalogs()[b"/sub"]
+
+
+def test_a_chunked_file_with_the_same_size_and_time_but_another_content_is_another_inode(own: Own) -> None:
+    def write(seed: int) -> bytes:
+        content = Random(seed).randbytes(9_000_000)
+        (own.tree / "large").write_bytes(content)
+        os.utime(own.tree / "large", (1e9, 1e9))
+        own.files({})
+        return content
+
+    old = write(1)
+    own.view.switch(own.shown.newest())
+    before = own.shown.walk("large")
+    assert own.view.xattr(before, b"user.chunks") != b"1"
+    new = write(2)
+    assert own.names_changed() == {(ROOT, b"large")}
+    after = own.shown.walk("large")
+    assert (whole(own.shown, after), whole(own.shown, before)) == (new, old)
+
+
+def test_old_catalogs_are_let_go_although_the_kernel_knows_their_entries(own: Own) -> None:
+    own.shown.walk("kept")
+    old = weakref.ref(own.view.tree.root)
+    own.files({"changed": "two"})
+    own.view.switch(own.shown.newest())
+    gc.collect()
+    assert old() is None
+
+
+@pytest.mark.parametrize("algorithm", Algorithm)
+def test_repositories_of_every_hash_read_back(tmp_path: Path, algorithm: Algorithm) -> None:
+    (tmp_path / "tree" / "nested").mkdir(parents=True)
+    (tmp_path / "tree" / "nested" / ".cvmfscatalog").touch()
+    (tmp_path / "tree" / "nested" / "file").write_text("content")
+    create_repository(FQRN, tmp_path / "storage", tmp_path / "keys", algorithm=algorithm)
+    publish_tree(FQRN, tmp_path / "tree", tmp_path / "storage", tmp_path / "keys", jobs=1)
+    shown = StorageView(tmp_path / "storage", tmp_path / "cache")
+    inode = shown.walk("nested/file")
+    assert whole(shown, inode) == b"content"
+    assert shown.view.xattr(inode, b"user.hash").endswith(algorithm.tag.encode())

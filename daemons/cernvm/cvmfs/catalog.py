@@ -9,26 +9,29 @@ tests/unit/test_cvmfs_catalog.py.
 
 from __future__ import annotations
 
+import re
 import sqlite3
 import stat
 import threading
 from collections.abc import Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
+from hashlib import blake2b
 from typing import Any, Final
 
 from . import flags
 from .cache import OpenObject
 from .errors import Malformed, Unsupported
-from .hashes import ContentHash, Kind, PathHash, parse_hash, path_hash
+from .hashes import DIGEST_SIZE, ContentHash, Kind, PathHash, parse_hash, path_hash
 from .objects import ObjectRef
 
-SCHEMAS: Final = (2.4, 2.5)
+_SCHEMA: Final = r"2\.[45]0*"
 MAX_NAME: Final = 255
 _COLUMNS: Final = (
     *("md5path_1", "md5path_2", "parent_1", "parent_2", "hardlinks", "hash", "size", "mode", "mtime", "mtimens"),
     *("flags", "name", "symlink", "uid", "gid", "xattr"),
 )
+_CHUNKS: Final = "SELECT offset, size, hash FROM chunks WHERE md5path_1 = ? AND md5path_2 = ? ORDER BY offset"
 _OPTIONAL: Final = frozenset({"mtimens", "xattr"})
 _KNOWN_TYPES: Final = frozenset(
     {stat.S_IFREG, stat.S_IFDIR, stat.S_IFLNK, stat.S_IFIFO, stat.S_IFSOCK, stat.S_IFCHR, stat.S_IFBLK}
@@ -55,6 +58,8 @@ class Entry:
     target: bytes
     """Of a symbolic link, as stored; variables are not expanded."""
     xattrs: bytes | None
+    chunks_digest: bytes = b""
+    """Of a chunked file: what tells its content from any other, as the hash does for others."""
 
     @property
     def is_directory(self) -> bool:
@@ -134,7 +139,7 @@ class Catalog:
             bytes(key): _as_bytes(value) for key, value in self._query("SELECT key, value FROM properties")
         }
         schema = self.properties.get(b"schema", b"").decode("ascii", "replace")
-        if not any(schema[:4] == f"{known:.1f}"[:4] for known in SCHEMAS):
+        if not re.fullmatch(_SCHEMA, schema):
             raise Unsupported(f"catalog {self.content} has the schema {schema!r}; known are 2.4 and 2.5")
         if self.properties.get(b"root_prefix", b"") != self.prefix:
             raise Malformed(f"catalog {self.content} is not the one for {self.prefix!r}")
@@ -186,13 +191,9 @@ class Catalog:
         """Return the pieces of a chunked file, contiguous from 0.  Raises Malformed."""
         algorithm = flags.algorithm_of(entry.flags)
         compression = flags.compression_of(entry.flags)
-        rows = self._query(
-            "SELECT offset, size, hash FROM chunks WHERE md5path_1 = ? AND md5path_2 = ? ORDER BY offset",
-            tuple(entry.path_hash),
-        )
         chunks = []
         reached = 0
-        for offset, size, digest in rows:
+        for offset, size, digest in self._query(_CHUNKS, tuple(entry.path_hash)):
             if offset != reached or not isinstance(size, int) or size <= 0:
                 raise Malformed(f"catalog {self.content}: the chunks of {entry.name!r} do not follow one another")
             content = ContentHash(_as_bytes(digest), algorithm)
@@ -214,6 +215,9 @@ class Catalog:
         except sqlite3.Error as error:
             raise Malformed(f"catalog {self.content} cannot be read: {error}") from error
 
+    def _chunks_digest(self, first: int, second: int) -> bytes:
+        return blake2b(repr(self._query(_CHUNKS, (first, second))).encode(), digest_size=DIGEST_SIZE).digest()
+
     def _entry(self, row: tuple[Any, ...]) -> Entry:
         (first, second, up_first, up_second, hardlinks, digest, size, mode, mtime, mtimens) = row[:10]
         (bits, name, target, uid, gid, xattrs) = row[10:]
@@ -233,6 +237,7 @@ class Catalog:
                 content=None if digest is None else ContentHash(_as_bytes(digest), flags.algorithm_of(bits)),
                 target=_as_bytes(target),
                 xattrs=None if xattrs is None else _as_bytes(xattrs),
+                chunks_digest=self._chunks_digest(first, second) if int(bits) & flags.CHUNKED else b"",
             )
         except (TypeError, ValueError) as error:
             raise Malformed(f"catalog {self.content} has an entry of wrong types: {error}") from error

@@ -94,5 +94,5 @@ def identity(path: bytes, entry: Entry) -> tuple[object, ...]:
     place = (entry.parent, entry.link_group) if entry.link_group else path
     return (
         *(place, entry.mode, entry.size, entry.mtime_ns, entry.uid, entry.gid, entry.links, entry.flags),
-        *(content and (content.digest, content.algorithm.value), entry.target, entry.xattrs),
+        *(content and (content.digest, content.algorithm.value), entry.chunks_digest, entry.target, entry.xattrs),
     )

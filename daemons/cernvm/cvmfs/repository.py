@@ -18,7 +18,7 @@ from typing import Final
 
 from cernvm.kit.files import write_atomically
 
-from .errors import CacheFull, Malformed, Untrusted
+from .errors import CacheFull, Malformed, Unsupported, Untrusted
 from .fetch import Buffer, Fetcher
 from .hashes import Kind, parse_hash
 from .manifest import MAX_ENVELOPE, Envelope, Manifest, parse_manifest, split_envelope
@@ -108,6 +108,10 @@ class Repository:
         whitelist = check_whitelist(signed, self.anchor.master_keys, self.fqrn, self._now())
         check_certificate(certificate, whitelist, self.anchor.blacklist, self.fqrn)
         tree = Tree(manifest, self._loader)
+        if tree.root.properties.get(b"voms_authz"):
+            raise Unsupported(
+                f"{self.fqrn}: only members of a group may read it, and this client cannot check who is one"
+            )
         self._write_breadcrumb(manifest)
         return tree
 

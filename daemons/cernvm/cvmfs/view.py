@@ -235,7 +235,7 @@ class View:
         names: list[tuple[Inode, bytes]] = []
         directories: list[Inode] = []
         for node in nodes:
-            if node.entry.is_directory and self._renew(node, tree):
+            if self._renew(node, tree):
                 directories.append(node.inode)
             with self._lock:
                 known = tuple(node.names.items())
@@ -247,9 +247,12 @@ class View:
         return Changes(tuple(names), tuple(directories))
 
     def _renew(self, node: Node, tree: Tree) -> bool:
-        """Give a directory its attributes in `tree`; whether they changed."""
+        """Tie a node that lives on to its row in `tree`; whether it is a directory with other attributes now.
+
+        So that no catalog of an old revision stays open for what did not change.
+        """
         located = tree.find(node.path)
-        if located is None or not located.entry.is_directory:
+        if located is None or not _same(located, node.path, node):
             return False
         changed = self._attributes(node.inode, located.entry) != self._attributes(node.inode, node.entry)
         with self._lock:
