@@ -19,10 +19,10 @@ from typing import Final
 from cernvm.kit.files import write_atomically
 
 from .errors import CacheFull, Malformed, Unsupported, Untrusted
-from .fetch import Buffer, Fetcher
+from .fetch import Buffer
 from .hashes import Kind, parse_hash
 from .manifest import MAX_ENVELOPE, Envelope, Manifest, parse_manifest, split_envelope
-from .objects import ObjectRef, Objects
+from .objects import ObjectRef, Objects, Source
 from .tree import CatalogLoader, Tree
 from .trust import (
     Blacklist,
@@ -54,13 +54,13 @@ class Repository:
     """One repository, verified."""
 
     def __init__(
-        self, anchor: Anchor, fetcher: Fetcher, objects: Objects, *, now: Callable[[], datetime], max_ttl: int = 0
+        self, anchor: Anchor, source: Source, objects: Objects, *, now: Callable[[], datetime], max_ttl: int = 0
     ) -> None:
         """`now` gives UTC; `max_ttl` in seconds, 0 for none."""
         self.anchor = anchor
         self.fqrn = anchor.fqrn
         self.objects = objects
-        self._fetcher = fetcher
+        self._source = source
         self._now = now
         self._max_ttl = max_ttl
         self._loader = CatalogLoader(objects)
@@ -91,7 +91,7 @@ class Repository:
 
     def _manifest(self) -> tuple[Envelope, Manifest]:
         what = f"the manifest of {self.fqrn}"
-        data = self._fetcher.fetch(MANIFEST, lambda: Buffer(MAX_ENVELOPE, what)).data
+        data = self._source.fetch(MANIFEST, lambda: Buffer(MAX_ENVELOPE, what)).data
         envelope = split_envelope(bytes(data), what)
         return envelope, parse_manifest(envelope.text)
 
@@ -103,7 +103,7 @@ class Repository:
         certificate = load_certificate(pem)
         check_manifest_signature(envelope, certificate, self.fqrn)
         what = f"the whitelist of {self.fqrn}"
-        data = self._fetcher.fetch(WHITELIST, lambda: Buffer(MAX_ENVELOPE, what)).data
+        data = self._source.fetch(WHITELIST, lambda: Buffer(MAX_ENVELOPE, what)).data
         signed = split_envelope(bytes(data), what)
         whitelist = check_whitelist(signed, self.anchor.master_keys, self.fqrn, self._now())
         check_certificate(certificate, whitelist, self.anchor.blacklist, self.fqrn)
