@@ -146,19 +146,35 @@ def test_the_command_names_what_it_cannot_read_and_changes_nothing(home: Home, p
     plant(home.tree, {"ok": b"1", planted: b"2"})
     (home.tree / "shut").chmod(0)
     before = (home.storage / ".cvmfspublished").read_bytes()
-    other = 65534 if os.geteuid() == 0 else None
-    if other is not None:
-        for path in [home.root, *home.root.parents[:2], home.keys.parent]:
-            path.chmod(path.stat().st_mode | 0o755)
-        for path in [*home.storage.rglob("*"), home.storage, *home.keys.iterdir(), home.keys]:
-            os.chown(path, other, other)
-    done = run("publish", FQRN, home.tree, "--storage", home.storage, "--keys", home.keys, user=other)
-    if other is not None:
-        for path in [*home.keys.iterdir(), home.keys]:
-            os.chown(path, 0, 0)
+    done = run_as_nobody(home, home.storage, home.keys)
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr == f"cvmfs-server: {home.tree / 'shut'}: {complaint}\n"
     assert (home.storage / ".cvmfspublished").read_bytes() == before
+
+
+def test_the_command_names_a_storage_that_it_cannot_write(home: Home) -> None:
+    if os.geteuid() != 0:
+        home.storage.chmod(0o555)
+    done = run_as_nobody(home, home.keys)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == f"cvmfs-server: {home.storage}: is not writable for this user\n"
+
+
+def run_as_nobody(home: Home, *owned: Path) -> subprocess.CompletedProcess[str]:
+    """Publish as a user who is not root and to whom the directories `owned` belong meanwhile."""
+    command = ("publish", FQRN, home.tree, "--storage", home.storage, "--keys", home.keys)
+    if os.geteuid() != 0:
+        return run(*command)
+    for path in [home.root, *home.root.parents[:2], home.keys.parent]:
+        path.chmod(path.stat().st_mode | 0o755)
+    everything = [path for directory in owned for path in (directory, *directory.rglob("*"))]
+    try:
+        for path in everything:
+            os.chown(path, 65534, 65534)
+        return run(*command, user=65534)
+    finally:
+        for path in everything:
+            os.chown(path, 0, 0)
 
 
 def test_an_interrupted_command_says_so_and_leaves_the_old_revision(home: Home) -> None:

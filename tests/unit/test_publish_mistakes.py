@@ -85,6 +85,21 @@ def test_mistakes_of_the_person_are_named(home: Home, tmp_path: Path) -> None:
     assert home.served() == before
 
 
+@pytest.mark.parametrize("days", ["0", "-1", "many", "1000001", "9" * 40, "\u0663"])
+def test_numbers_that_make_no_sense_are_refused(days: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        cvmfs_server.main(["resign", FQRN, "--storage", "s", "--keys", "k", f"--days={days}"])
+    assert ended.value.code == 2
+    assert "is not a whole number from 1 to 1000000" in capsys.readouterr().err
+
+
+def test_a_name_that_does_not_fit_is_named(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
+    plant(home.tree, {"long-name": b""})
+    monkeypatch.setattr("cernvm.cvmfs.publish.scan.MAX_NAME", 8)
+    with pytest.raises(Mistake, match=r"/long-name: the name is longer than 8 bytes"):
+        home.publish()
+
+
 def test_an_attribute_that_does_not_fit_is_named(home: Home) -> None:
     plant(home.tree, {"a": b""})
     try:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 import sys
 import threading
 import time
@@ -38,6 +39,8 @@ from cernvm.kit.errors import EXIT_FAILED, EXIT_OK, Problem, sentence
 
 LINE_EVERY: Final = 10.0
 """Seconds between lines of progress where there is no terminal."""
+MOST: Final = 1_000_000
+"""Days, seconds or threads that an option takes."""
 _ALGORITHMS: Final = {"sha1": Algorithm.SHA1, "rmd160": Algorithm.RMD160, "shake128": Algorithm.SHAKE128}
 
 
@@ -101,8 +104,8 @@ def _add_days(parser: argparse.ArgumentParser) -> None:
 
 
 def _positive(text: str) -> int:
-    if not text.isascii() or not text.isdigit() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number above 0")
+    if not re.fullmatch("[0-9]{1,7}", text) or not 1 <= int(text) <= MOST:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 1 to {MOST}")
     return int(text)
 
 

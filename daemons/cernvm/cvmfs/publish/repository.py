@@ -82,8 +82,7 @@ def create_repository(
     _require_name(fqrn)
     now = _now()
     hash_of(b"", algorithm)
-    if (storage / MANIFEST).exists():
-        raise Mistake(f"{storage}: holds a repository already; publish to it or name another directory")
+    _require_vacant(storage)
     if _inside(keys, storage):
         raise Mistake(f"{keys}: the keys would be served to everyone from inside the storage {storage}")
     files = KeyFiles(keys, fqrn)
@@ -92,6 +91,7 @@ def create_repository(
     store = Store(storage)
     store.lay_out()
     with _failures(), store.writing():
+        _require_vacant(storage)
         listed = (hash_of(release.der, algorithm),)
         whitelist = Whitelist(fqrn, now, now + timedelta(days=whitelist_days), listed)
         store.write_root(WHITELIST, whitelist.sign(algorithm, master))
@@ -288,6 +288,11 @@ def _require_name(fqrn: str) -> None:
             f"{fqrn!r} is not the name of a repository: it has a dot and letters, digits, '-' or '_', "
             "as in software.example.org"
         )
+
+
+def _require_vacant(storage: Path) -> None:
+    if (storage / MANIFEST).exists():
+        raise Mistake(f"{storage}: holds a repository already; publish to it or name another directory")
 
 
 def _inside(path: Path, tree: Path) -> bool:
