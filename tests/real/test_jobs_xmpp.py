@@ -143,6 +143,36 @@ def test_a_server_whose_certificate_another_authority_signed_gets_no_password(pr
     asyncio.run(scene())
 
 
+def test_a_server_without_tls_gets_neither_password_nor_name(prosody: Prosody) -> None:
+    """As somebody between client and server would do it who takes STARTTLS away from the offer."""
+    heard: list[bytes] = []
+
+    async def strip(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        heard.append(await reader.readuntil(b">"))
+        heard.append(await reader.readuntil(b">"))
+        writer.write(
+            b"<?xml version='1.0'?><stream:stream from='copilot.test' id='1' version='1.0' xmlns='jabber:client' "
+            b"xmlns:stream='http://etherx.jabber.org/streams'><stream:features>"
+            b"<mechanisms xmlns='urn:ietf:params:xml:ns:xmpp-sasl'><mechanism>PLAIN</mechanism>"
+            b"<mechanism>SCRAM-SHA-1</mechanism></mechanisms></stream:features>"
+        )
+        while data := await reader.read(4096):
+            heard.append(data)
+        writer.close()
+
+    async def scene() -> None:
+        box = Box()
+        async with await asyncio.start_server(strip, "127.0.0.1", 0) as server:
+            port = server.sockets[0].getsockname()[1]
+            async with Mailbox(replace(account(prosody, "agent", "a"), port=port), box.received, box.changed):
+                await box.until(states=1)
+        assert box.states[0][0] is False
+
+    asyncio.run(scene())
+    assert heard
+    assert b"<auth" not in b"".join(heard)
+
+
 def test_a_missing_password_or_authority_file_is_one_sentence_with_its_path(prosody: Prosody, tmp_path: Path) -> None:
     gone = tmp_path / "gone"
     with pytest.raises(UserMistake, match=f"{gone}: cannot read the XMPP password"):

@@ -20,7 +20,13 @@ from cernvm.copilot.tokens import Grant
 AGENT = Address("agent@copilot.test/one")
 OTHER = Address("other@copilot.test/two")
 STORAGE = Address("storage@copilot.test/x")
-RULES = Rules(storage=Address("storage@copilot.test"), storage_url="http://storage:1", lease_seconds=30, max_attempts=3)
+RULES = Rules(
+    storage=Address("storage@copilot.test"),
+    storage_url="http://storage:1",
+    agents=frozenset({"copilot.test"}),
+    lease_seconds=30,
+    max_attempts=3,
+)
 ID = JobId(str(UUID(int=1)))
 HASH = "a" * 64
 OUTPUTS: list[Json] = [
@@ -196,6 +202,17 @@ def test_an_agent_cannot_take_the_name_of_one_with_another_account(table: Table)
     assert table.broker.refused == 1
 
 
+@pytest.mark.parametrize(
+    ("address", "may"),
+    [("a@copilot.test/x", True), ("A@Copilot.Test/x", True), ("a@evil.test/x", False), ("a@sub.copilot.test/x", False)],
+)
+def test_only_the_accounts_of_the_rules_get_jobs(table: Table, address: str, may: bool) -> None:
+    table.add()
+    assert bool(table.lease(Address(address))) is may
+    assert table.state is (State.LEASED if may else State.QUEUED)
+    assert table.broker.refused == (0 if may else 1)
+
+
 def test_only_the_storage_adapter_says_that_outputs_are_there(table: Table) -> None:
     table.add()
     table.lease()
@@ -221,6 +238,16 @@ def test_outputs_that_the_storage_adapter_refuses_are_made_again(table: Table) -
     assert states(refused) == [State.QUEUED]
     assert said(refused, AGENT) == [Command.JOB_REFUSED]
     assert table.queue.get(ID).reason == "the storage adapter refused the outputs: out: wrong SHA-256"
+
+
+def test_a_job_whose_outputs_were_refused_to_the_end_has_no_result(table: Table) -> None:
+    table.add()
+    for attempt in (1, 2, 3):
+        table.lease()
+        table.done(attempt=attempt)
+        table.about(STORAGE, Command.OUTPUT_REFUSED, attempt=attempt, reason="no")
+    failed = table.queue.get(ID)
+    assert (failed.state, failed.verdict, failed.outputs) == (State.FAILED, None, ())
 
 
 def test_the_storage_adapter_is_asked_again_until_it_answers(table: Table) -> None:

@@ -28,7 +28,13 @@ from cernvm.copilot.record import Output, Record, Report
 
 MANAGER = Address("jm@copilot.test/main")
 STORAGE = Address("storage@copilot.test/main")
-RULES = Rules(storage=bare(STORAGE), storage_url="http://storage", lease_seconds=30.0, max_attempts=50)
+RULES = Rules(
+    storage=bare(STORAGE),
+    storage_url="http://storage",
+    agents=frozenset({"copilot.test"}),
+    lease_seconds=30.0,
+    max_attempts=50,
+)
 HASH = "0" * 64
 
 

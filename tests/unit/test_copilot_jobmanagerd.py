@@ -24,7 +24,7 @@ from cernvm.kit.bus import Caller
 from cernvm.kit.errors import Problem, UserMistake
 
 ALICE, BOB, ROOT = Caller(":1.1", 1000), Caller(":1.2", 1001), Caller(":1.3", 0)
-RULES = Rules(storage=Address("storage@copilot.test"), storage_url="http://storage")
+RULES = Rules(storage=Address("storage@copilot.test"), storage_url="http://storage", agents=frozenset({"copilot.test"}))
 
 
 @pytest.fixture
@@ -110,7 +110,13 @@ def configured(tmp_path: Path, text: str) -> Config:
 def test_the_defaults_are_a_configuration(tmp_path: Path) -> None:
     found = configured(tmp_path, "[storage]\nurl = https://store.example.org/\n")
     assert (found.resource, found.rules.max_attempts) == ("main", 3)
+    assert found.rules.agents == {"localhost"}
     assert found.rules.storage_url == "https://store.example.org"
+
+
+def test_accounts_and_domains_may_take_jobs(tmp_path: Path) -> None:
+    found = configured(tmp_path, "[xmpp]\nagents = One@Site.org, other.org\n")
+    assert found.rules.agents == {"one@site.org", "other.org"}
 
 
 @pytest.mark.parametrize(
@@ -119,6 +125,7 @@ def test_the_defaults_are_a_configuration(tmp_path: Path) -> None:
         ("[storage]\nurl = ftp://x\n", r"\[storage\] url: 'ftp://x' is not the URL of an HTTP server"),
         ("[storage]\njid = x\n", r"\[storage\] jid: 'x' is not an XMPP address"),
         ("[jobs]\nlease_seconds = 1\n", r"\[jobs\] lease_seconds: "),
+        ("[xmpp]\nagents = a@b@c,\n", r"\[xmpp\] agents: 'a@b@c' is neither"),
         ('[xmpp]\nresource = ""\n', r"\[xmpp\] resource: "),
     ],
 )

@@ -42,6 +42,8 @@ class Rules:
     """The storage adapter's bare address."""
     storage_url: str
     """Base of its URLs, without a slash at the end."""
+    agents: frozenset[str]
+    """Bare addresses, and domains whose accounts all, may take jobs."""
     lease_seconds: float = 60.0
     max_attempts: int = 3
     retry_seconds: float = 2.0
@@ -80,7 +82,7 @@ class Broker:
         self._heard: OrderedDict[str, Address] = OrderedDict()
         self._asked: dict[JobId, float] = {}
         self.refused = 0
-        """Messages of agents about attempts that they do not hold."""
+        """Messages about attempts that their agent does not hold, or of accounts that may take no jobs."""
 
     # What the submitter wants
 
@@ -140,9 +142,15 @@ class Broker:
         handler = self._handlers().get(message.command)
         if handler is None:
             return []
+        if not self._may_take_jobs(bare(sender)):
+            self.refused += 1
+            return []
         agent = f"{bare(sender)}/{message.text('agentID', longest=64)}"
         _remember(self._heard, agent, sender)
         return handler(agent, sender, message, now)
+
+    def _may_take_jobs(self, account: Address) -> bool:
+        return account in self._rules.agents or account.partition("@")[2] in self._rules.agents
 
     def _handlers(self) -> dict[str, Callable[[str, Address, Message, float], list[News]]]:
         return {

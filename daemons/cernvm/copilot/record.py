@@ -143,7 +143,8 @@ def returned(record: Record, reason: str, now: float, *, most: int, blame: bool 
     reason = reason[:LONGEST_REASON]
     ended = Attempt(record.attempt, record.agent, record.leased or now, now, reason)
     blamed = record.blamed + (1 if blame else 0)
-    record = replace(record, history=(*record.history, ended), blamed=blamed)
+    # Whatever this attempt has left will not be accepted.
+    record = replace(record, history=(*record.history, ended), blamed=blamed, verdict=None, outputs=())
     if blamed >= most or record.attempt >= MOST_ATTEMPTS:
         tries = f" (attempt {record.attempt}, the last)" if record.attempt > 1 else ""
         return failed(record, reason + tries, now)

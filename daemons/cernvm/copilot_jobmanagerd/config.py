@@ -17,6 +17,8 @@ SPEC: Final = (
     + """
 # This instance's name; agents that hold its jobs talk to it, so it stays the same over restarts.
 resource = string(default="main")
+# Who may take jobs: accounts (local@domain) and domains (all their accounts); empty means the domain of this account.
+agents = list(default=list())
 
 [queue]
 # The SQLite file that holds all jobs; its directory must be writable for this service.
@@ -63,17 +65,27 @@ def configure(settings: Settings) -> Config:
     resource = settings["xmpp"]["resource"]
     if not resource or len(resource) > 64 or not resource.isprintable():
         raise settings.mistake("xmpp", "resource", "it must be a name of 1 to 64 characters")
+    account = xmpp.account_files(settings)
     return Config(
-        account=xmpp.account_files(settings),
+        account=account,
         resource=resource,
         queue_file=Path(settings["queue"]["file"]),
         token_key=Path(storage["token_key"]),
         rules=Rules(
             storage=xmpp.address(settings, "storage", "jid"),
             storage_url=storage["url"].rstrip("/"),
+            agents=_agents(settings) or frozenset({account.jid.partition("@")[2]}),
             lease_seconds=jobs["lease_seconds"],
             max_attempts=jobs["max_attempts"],
             storing_seconds=storage["answer_seconds"],
             token_seconds=storage["token_seconds"],
         ),
     )
+
+
+def _agents(settings: Settings) -> frozenset[str]:
+    names: list[str] = settings["xmpp"]["agents"]
+    for name in names:
+        if name.count("@") > 1 or name.startswith("@") or not name.rpartition("@")[2] or set(name) & set(" /"):
+            raise settings.mistake("xmpp", "agents", f"{name!r} is neither local@domain nor a domain")
+    return frozenset(name.lower() for name in names)
