@@ -64,10 +64,10 @@ def test_only_fuse_errors_leave_a_handler(tmp_path: Path, error: Exception, numb
 @pytest.mark.parametrize(
     "message",
     [
-        wire.Task("a.b", "/cvmfs/a.b", "/etc/cvmfs", "/cache", None, 12, "info"),
+        wire.Task("a.b", "/cvmfs/a.b", "/etc/cvmfs", "/cache", None, 12, "auto", "info"),
         wire.Unmount(),
         wire.Refresh(),
-        wire.Shows(7, "ab"),
+        wire.Shows(7, "ab", "kernel"),
         wire.Refreshed("", ""),
         wire.Failed("Untrusted", "a sentence with\na line"),
         wire.Trouble("object \N{SNOWMAN}"),

@@ -11,6 +11,8 @@ from cernvm.cvmfs.errors import Mistake
 from cernvm.cvmfs.parameters import check_fqrn
 from cernvm.kit.config import Settings
 
+from .wire import Choice
+
 SPEC: Final = """
 [cvmfsd]
 # The directory with default.conf, default.local, domain.d, config.d and keys: what each repository needs.
@@ -21,6 +23,8 @@ mount_directory = string(default="/cvmfs")
 repositories = list(default=list())
 # Requests of the kernel that one repository answers at the same time; each may wait for the network.
 threads = integer(min=2, max=64, default=12)
+# What speaks to the kernel: kernel (its own protocol, fastest), llfuse, or auto: kernel where it can, else llfuse.
+fuse = option("auto", "kernel", "llfuse", default="auto")
 
 [cache]
 # Fetched objects are kept here, for all repositories together; no other cvmfsd may use it.
@@ -38,6 +42,7 @@ class Config:
     mount_directory: Path
     repositories: tuple[str, ...]
     threads: int
+    fuse: Choice
     cache_directory: Path
     cache_limit: int | None
     """Bytes; None: no limit."""
@@ -62,6 +67,7 @@ def configure(settings: Settings) -> Config:
         mount_directory=Path(own["mount_directory"]),
         repositories=repositories,
         threads=own["threads"],
+        fuse=Choice(own["fuse"]),
         cache_directory=Path(cache["directory"]),
         cache_limit=cache["limit_mb"] * 1_000_000 or None,
     )

@@ -67,6 +67,11 @@ class MountObject(BusObject):
         return self._mount.root_hash
 
     @prop("s")
+    def Adapter(self) -> str:
+        """What carries it to the kernel: kernel or llfuse."""
+        return self._mount.adapter
+
+    @prop("s")
     def State(self) -> str:
         """starting, mounted, restarting or stopping."""
         return self._mount.state.value

@@ -12,6 +12,7 @@ from __future__ import annotations
 import errno
 import functools
 import itertools
+import os
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Concatenate, Final, ParamSpec, TypeVar
@@ -165,10 +166,13 @@ class FileSystem(llfuse.Operations):  # type: ignore[misc]  # llfuse has no type
 class Session:
     """The one FUSE session of this process."""
 
-    def __init__(self, files: FileSystem, point: Path, options: MountOptions, *, root: bool) -> None:
-        """Mount.  `root`: the process may show the mount to all users.  Raises Problem."""
+    name: Final = "llfuse"
+
+    def __init__(self, view: View, trouble: Callable[[str], None], point: Path, options: MountOptions) -> None:
+        """Mount; root shows the mount to all users.  Raises Problem."""
+        files = FileSystem(view, trouble)
         given = {"ro", "nodev", "fsname=cvmfs2", "no_splice_read", "big_writes"}
-        given |= {"allow_other"} if root else set()
+        given |= {"allow_other"} if os.geteuid() == 0 else set()
         given |= {"default_permissions"} if options.check_permissions else set()
         given |= set() if options.allow_setuid else {"nosuid"}
         try:
@@ -188,14 +192,13 @@ class Session:
         with llfuse.lock:
             llfuse.close(unmount=True)
 
-
-def invalidate(changes: Changes) -> None:
-    """Have the kernel forget what a switch of revisions changed; from a thread that serves no request."""
-    with llfuse.lock:
-        for directory, name in changes.names:
-            llfuse.invalidate_entry(directory, name)
-        for inode in changes.directories:
-            llfuse.invalidate_inode(inode, attr_only=True)
+    def invalidate(self, changes: Changes) -> None:
+        """Have the kernel forget what a switch of revisions changed; from a thread that serves no request."""
+        with llfuse.lock:
+            for directory, name in changes.names:
+                llfuse.invalidate_entry(directory, name)
+            for inode in changes.directories:
+                llfuse.invalidate_inode(inode, attr_only=True)
 
 
 def _attributes(shown: Attributes) -> Any:

@@ -22,7 +22,7 @@ from cernvm.cvmfs.counters import Counters
 from cernvm.cvmfs.errors import NoRepository
 from cernvm.cvmfs.parameters import check_fqrn
 from cernvm.kit.backoff import Backoff
-from cernvm.kit.errors import Problem, sentence
+from cernvm.kit.errors import Problem, UserMistake, sentence
 
 from . import mounting, wire
 from .config import Config
@@ -36,7 +36,8 @@ STOP: Final = 10.0
 """Seconds in which a worker has to have ended, before it is killed."""
 FILES: Final = 10.0
 """Seconds that a look at a mount point may take."""
-RESTARTS: Final = Backoff(first=0.1, cap=20.0, tries=10)
+RESTARTS: Final = Backoff(first=0.1, cap=60.0, tries=40)
+"""About half an hour, after which a mount that cannot be brought back is given up."""
 LONG_ENOUGH: Final = 120.0
 """Seconds after which a worker counts as having run well."""
 
@@ -78,6 +79,7 @@ class Mount:
     state: State = State.STARTING
     revision: int = 0
     root_hash: str = ""
+    adapter: str = ""
     last_error: str = ""
     restarts: int = 0
     counters_fd: int = field(default_factory=Counters.shared)
@@ -185,8 +187,7 @@ class Supervisor:
             mount.point_created |= await _in_thread(mounting.make_ready, mount.point)
             mount.point_ready = True
             begun = loop.time()
-            ended = await self._run_worker(mount)
-            if ended or mount.state is State.STOPPING:
+            if await self._ended(mount) or mount.state is State.STOPPING:
                 return
             if loop.time() - begun > LONG_ENOUGH:
                 delays = RESTARTS.delays(self._random)
@@ -199,6 +200,19 @@ class Supervisor:
             self._observer.changed(mount)
             await _in_thread(mounting.unmount, mount.point, lazy=True)
             await asyncio.sleep(delay)
+
+    async def _ended(self, mount: Mount) -> bool:
+        """Run a worker; whether the mount is to end with it.  A first start's error is raised, a later one's is not."""
+        try:
+            return await self._run_worker(mount)
+        except UserMistake:
+            raise
+        except Problem as error:
+            if not mount.started.done():
+                raise
+            mount.last_error = sentence(error)
+            log.warning("%s: not mounted again yet: %s", mount.fqrn, sentence(error))
+            return False
 
     async def _run_worker(self, mount: Mount) -> bool:
         """Run one worker to its end; whether the mount is to end with it.  Raises what kept it from mounting."""
@@ -260,11 +274,12 @@ class Supervisor:
             cache_directory=str(self._config.cache_directory),
             cache_limit=self._config.cache_limit,
             threads=self._config.threads,
+            fuse=self._config.fuse.value,
             log_level=self._log_level,
         )
 
     def _shows(self, mount: Mount, shows: wire.Shows) -> None:
-        mount.revision, mount.root_hash = shows.revision, shows.root_hash
+        mount.revision, mount.root_hash, mount.adapter = shows.revision, shows.root_hash, shows.adapter
         if mount.state is not State.STOPPING:
             mount.state = State.MOUNTED
 

@@ -8,10 +8,20 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict, dataclass
+from enum import Enum
 from typing import Final
 
 from cernvm.cvmfs import errors
 from cernvm.kit.errors import Problem
+
+
+class Choice(Enum):
+    """What the admin wants to speak to the kernel."""
+
+    AUTO = "auto"
+    """The kernel's own protocol where it can do what is needed, else llfuse."""
+    KERNEL = "kernel"
+    LLFUSE = "llfuse"
 
 
 @dataclass(frozen=True)
@@ -24,6 +34,8 @@ class Task:
     cache_directory: str
     cache_limit: int | None
     threads: int
+    fuse: str
+    """The value of a `Choice`."""
     log_level: str
 
 
@@ -43,6 +55,7 @@ class Shows:
 
     revision: int
     root_hash: str
+    adapter: str
 
 
 @dataclass(frozen=True)

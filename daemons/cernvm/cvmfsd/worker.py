@@ -28,7 +28,8 @@ from cernvm.cvmfs.parameters import read_parameters
 from cernvm.kit import journal
 from cernvm.kit.errors import EXIT_FAILED, EXIT_OK, Problem, sentence
 
-from . import llfuse, wire
+from . import wire
+from .adapters import Session, mount_view
 from .mounting import unmount
 
 log = logging.getLogger(__name__)
@@ -69,8 +70,9 @@ class Link:
 class Refresher:
     """Asks for newer revisions when they are due or wanted, in a thread of its own."""
 
-    def __init__(self, client: Client, link: Link) -> None:
+    def __init__(self, client: Client, session: Session, link: Link) -> None:
         self._client = client
+        self._session = session
         self._link = link
         self._wake = threading.Condition()
         self._wanted = False
@@ -112,11 +114,11 @@ class Refresher:
             log.warning("no newer revision: %s", sentence(error))
             return type(error).__name__, sentence(error)
         if changes is not None:
-            llfuse.invalidate(changes)
+            self._session.invalidate(changes)
             manifest = self._client.view.tree.manifest
             log.info("shows revision %d", manifest.revision)
-            self._link.say(wire.Shows(manifest.revision, str(manifest.root_hash)))
-            again = threading.Timer(SETTLE, llfuse.invalidate, (changes,))
+            self._link.say(wire.Shows(manifest.revision, str(manifest.root_hash), self._session.name))
+            again = threading.Timer(SETTLE, self._session.invalidate, (changes,))
             again.daemon = True
             again.start()
         return "", ""
@@ -165,8 +167,7 @@ def _serve(task: wire.Task, link: Link, counters: Counters) -> None:
     cache = Cache(Path(task.cache_directory), task.cache_limit)
     client = open_client(parameters, cache, counters)
     point = Path(task.mount_point)
-    files = llfuse.FileSystem(client.view, Teller(link).tell)
-    session = llfuse.Session(files, point, client.options, root=os.geteuid() == 0)
+    session = mount_view(wire.Choice(task.fuse), client.view, Teller(link).tell, point, client.options)
 
     over = threading.Event()
 
@@ -180,8 +181,8 @@ def _serve(task: wire.Task, link: Link, counters: Counters) -> None:
     fuse = threading.Thread(target=serve, name="fuse", daemon=True)
     fuse.start()
     manifest = client.view.tree.manifest
-    link.say(wire.Shows(manifest.revision, str(manifest.root_hash)))
-    refresher = Refresher(client, link)
+    link.say(wire.Shows(manifest.revision, str(manifest.root_hash), session.name))
+    refresher = Refresher(client, session, link)
     _obey(link, refresher)
     refresher.stop()
     if over.is_set():
