@@ -136,6 +136,19 @@ def test_a_killed_worker_is_replaced(here: Site) -> None:
     assert here.properties(mount)["Statistics"]["restarts"] == 1
 
 
+def test_a_worker_that_dies_while_the_server_is_away_comes_back_with_it(here: Site) -> None:
+    mount = here.call("Mount", FQRN)
+    mounted = here.mounts / FQRN
+    first = worker_of(mounted)
+    here.web.stop()
+    os.kill(first, signal.SIGKILL)
+    wait_until(lambda: "cannot be fetched" in here.properties(mount)["LastError"], seconds=20, what="a first vain try")
+    assert here.properties(mount)["State"] == "restarting"
+    here.web.start()
+    wait_until(lambda: answers_with_another(mounted, first), seconds=30, what="the mount")
+    assert here.properties(mount)["State"] == "mounted"
+
+
 def answers_with_another(mounted: Path, first: int) -> bool:
     try:
         return worker_of(mounted) != first
