@@ -1,6 +1,7 @@
 #!/bin/sh
 # SPDX-License-Identifier: BSD-3-Clause
-# Builds the RPMs into build/rpm, or into the folder given, from the files that git knows in this checkout, the same bytes each time.
+# Builds the RPMs into build/rpm, or into the folder given, from the files of this checkout that git
+# does not ignore, the same bytes each time.
 # On a system without rpm's own macros for systemd (Debian, say) macros.cernvm stands in for them, and build
 # requirements are not looked up, since its rpm database is empty; `make setup` has installed them.
 set -eu
@@ -13,7 +14,7 @@ export SOURCE_DATE_EPOCH
 
 rm -rf "$top"
 mkdir -p "$top/SOURCES"
-git ls-files -z | tar --create --null --files-from=- --transform "s,^,cernvm-$version/," --sort=name \
+git ls-files -z --cached --others --exclude-standard | tar --create --null --files-from=- --transform "s,^,cernvm-$version/," --sort=name \
     --mtime="@$SOURCE_DATE_EPOCH" --owner=0 --group=0 --numeric-owner --mode=go=rX,u+rw |
     gzip -9n >"$top/SOURCES/cernvm-$version.tar.gz"
 
