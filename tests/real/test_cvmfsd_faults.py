@@ -60,7 +60,7 @@ def test_a_corrupt_object_is_an_error_that_names_it_and_reads_again_once_mended(
     assert "README.txt" in told
     assert not cached(here, digest)
     assert list((here.cache / "txn").iterdir()) == []
-    assert here.properties(mount)["Statistics"]["errors"] == 1
+    assert here.properties(mount)["Statistics"]["errors"] >= 1  # the kernel may ask once more by itself
     stored.write_bytes(good)
     assert len(readme.read_bytes()) == 41
     assert cached(here, digest)
