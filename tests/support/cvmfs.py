@@ -14,6 +14,7 @@ from typing import Any, Final
 import dbus
 import pytest
 
+from cernvm.cvmfsd.mounting import unmount
 from tests.support.bus import private_bus
 from tests.support.daemon import ROOT, Daemon
 from tests.support.nginx import Nginx
@@ -116,9 +117,14 @@ def site(directory: Path, web_root: Path, parameters: dict[str, str], config: st
         }
         (etc / "default.local").write_text("".join(f"{key}='{value}'\n" for key, value in given.items()))
         daemon = Daemon("cvmfsd", directory, text, {"DBUS_SYSTEM_BUS_ADDRESS": bus.address})
-        with daemon:
-            yield Site(directory, daemon, bus.address, web)
-    assert mounts_below(directory) == [], "something stayed mounted"
+        try:
+            with daemon:
+                yield Site(directory, daemon, bus.address, web)
+        finally:
+            left = mounts_below(directory)
+            for point in left:
+                unmount(Path(point), lazy=True)
+    assert left == [], "something stayed mounted"
 
 
 def mounts_below(directory: Path) -> list[str]:
