@@ -16,7 +16,7 @@ import pytest
 from cernvm.kit.bus import Bus, BusError, SyncBus
 from cernvm.kit.errors import Problem
 from cernvm.kit.proc import end
-from tests.support.bus import private_bus
+from tests.support.bus import PrivateBus, private_bus
 from tests.support.toyd import NAME, PATH
 
 pytestmark = pytest.mark.real
@@ -25,25 +25,30 @@ ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture
-def toy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[subprocess.Popen[bytes]]:
-    (tmp_path / "toyd.conf").write_text("[toy]\nbus = yes\n")
+def bus(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[PrivateBus]:
     with private_bus(tmp_path) as bus:
         for name, value in bus.environment.items():
             monkeypatch.setenv(name, value)
-        environment = {**os.environ, "PYTHONPATH": f"{ROOT / 'daemons'}:{ROOT}"}
-        process = subprocess.Popen(
-            [sys.executable, "-m", "tests.support.toyd", "--config", str(tmp_path / "toyd.conf")],
-            env=environment,
-            cwd=ROOT,
-            stderr=subprocess.PIPE,
-        )
-        try:
-            _await_name()
-            yield process
-        finally:
-            end(process)
-            assert process.stderr is not None
-            process.stderr.close()
+        yield bus
+
+
+@pytest.fixture
+def toy(bus: PrivateBus, tmp_path: Path) -> Iterator[subprocess.Popen[bytes]]:
+    (tmp_path / "toyd.conf").write_text("[toy]\nbus = yes\n")
+    environment = {**os.environ, "PYTHONPATH": f"{ROOT / 'daemons'}:{ROOT}"}
+    process = subprocess.Popen(
+        [sys.executable, "-m", "tests.support.toyd", "--config", str(tmp_path / "toyd.conf")],
+        env=environment,
+        cwd=ROOT,
+        stderr=subprocess.PIPE,
+    )
+    try:
+        _await_name()
+        yield process
+    finally:
+        end(process)
+        assert process.stderr is not None
+        process.stderr.close()
 
 
 def _await_name() -> None:
@@ -125,3 +130,25 @@ def test_a_failure_in_mid_life_ends_the_daemon_with_its_sentence(toy: subprocess
     assert toy.wait(10) == 1
     assert toy.stderr is not None
     assert toy.stderr.read().endswith(b"toyd: the toy lost its head\n")
+
+
+def test_a_restarted_bus_finds_daemon_and_listener_again(bus: PrivateBus, toy: subprocess.Popen[bytes]) -> None:
+    async def converse() -> None:
+        async with Bus.system() as mine:
+            heard: asyncio.Queue[tuple[object, ...]] = asyncio.Queue()
+            mine.subscribe(NAME, "Echoed", lambda *args: heard.put_nowait(args))
+            assert await mine.call(NAME, PATH, NAME, "Who") == os.getuid()
+            await asyncio.to_thread(bus.server.restart)
+            await asyncio.to_thread(_await_name)
+            async with asyncio.timeout(20):
+                while True:
+                    try:
+                        await mine.call(NAME, PATH, NAME, "Echo", "si", "again", 1)
+                    except BusError:
+                        await asyncio.sleep(0.05)
+                    else:
+                        break
+                assert await heard.get() == (PATH, "again", 1)
+
+    asyncio.run(converse())
+    assert toy.poll() is None

@@ -66,7 +66,12 @@ class PrivateBus:
     """A running bus: its address, and the environment that points programs to it."""
 
     address: str
-    pid: int
+    server: Server
+
+    @property
+    def pid(self) -> int:
+        """The process id of the daemon."""
+        return self.server.pid
 
     @property
     def environment(self) -> dict[str, str]:
@@ -96,4 +101,4 @@ def private_bus(directory: Path, *, policies: Path | None = None) -> Iterator[Pr
         ]
         log = directory / "bus.log"
         server = stack.enter_context(Server(command, log=log, ready=lambda: answers_unix(socket)))
-        yield PrivateBus(address, server.pid)
+        yield PrivateBus(address, server)

@@ -13,6 +13,7 @@ import logging
 import os
 import threading
 from collections.abc import Callable
+from random import Random
 from typing import Any, Final, Self
 
 import dbus
@@ -20,6 +21,7 @@ import dbus.bus
 import dbus.lowlevel
 from dbus.mainloop.glib import DBusGMainLoop, threads_init
 
+from ..backoff import Backoff
 from ..errors import Problem, sentence
 from . import values
 from .objects import BusObject
@@ -30,6 +32,8 @@ log = logging.getLogger(__name__)
 ERROR_PREFIX: Final = "ch.cern.cernvm.Error."
 CALL_TIMEOUT: Final = 25.0
 """Seconds that a call waits for its answer unless told otherwise."""
+
+RECONNECT: Final = Backoff(first=0.5, cap=15.0)
 
 _BUS: Final = ("org.freedesktop.DBus", "/org/freedesktop/DBus", "org.freedesktop.DBus")
 
@@ -86,16 +90,19 @@ def _result(reply: Any) -> Any:
 
 
 class Bus:
-    """A daemon's connection to the system bus (DBUS_SYSTEM_BUS_ADDRESS is honoured)."""
+    """A daemon's connection to the system bus (DBUS_SYSTEM_BUS_ADDRESS is honoured).
+
+    When the bus goes away it comes back as soon as the bus does, with its names, objects and subscriptions.
+    """
 
     def __init__(self) -> None:
         self._connection: Any = None
         self._loop: asyncio.AbstractEventLoop | None = None
         self._serving: Serving | None = None
+        self._names: list[str] = []
         self._subscriptions: list[tuple[str, str, Callable[..., None]]] = []
+        self._reconnecting: asyncio.Task[None] | None = None
         self._closing = False
-        self.lost = asyncio.Event()
-        """Set when the bus went away."""
 
     @classmethod
     def system(cls) -> Self:
@@ -104,19 +111,48 @@ class Bus:
 
     async def __aenter__(self) -> Self:
         self._loop = asyncio.get_running_loop()
-        self._connection = await asyncio.to_thread(_open, _glib_loop())
-        self._serving = Serving(self._connection, self._loop, self._uid_of)
-        self._connection.add_message_filter(self._filter)
+        await self._connect()
         return self
 
     async def __aexit__(self, *_: object) -> None:
+        self._closing = True
+        if self._reconnecting is not None:
+            self._reconnecting.cancel()
         if self._serving is not None:
             await self._serving.finish()
-        self._closing = True
         self._connection.close()
+
+    async def _connect(self) -> None:
+        assert self._loop is not None
+        self._connection = await asyncio.to_thread(_open, _glib_loop())
+        if self._serving is None:
+            self._serving = Serving(self._connection, self._loop, self._uid_of)
+        self._serving.connection = self._connection
+        self._connection.add_message_filter(self._filter)
+
+    async def _reconnect(self) -> None:
+        """Stand on the bus again when it is back: a restarted bus must not end mounts and jobs."""
+        for delay in RECONNECT.delays(Random()):
+            await asyncio.sleep(delay)
+            try:
+                await self._connect()
+                for interface, member, _ in self._subscriptions:
+                    self._match(interface, member)
+                for name in self._names:
+                    await self._own(name)
+            except (Problem, dbus.DBusException) as error:
+                log.info("the system bus is not back yet: %s", sentence(error))
+                self._connection.close()  # may be closed already, which is no error
+            else:
+                log.info("the system bus is back")
+                return
 
     async def own(self, name: str) -> None:
         """Take the well-known `name`.  Raises Problem when another process has it or the policy forbids it."""
+        await self._own(name)
+        self._names.append(name)
+
+    async def _own(self, name: str) -> None:
         try:
             answer = await asyncio.to_thread(self._connection.request_name, name, dbus.bus.NAME_FLAG_DO_NOT_QUEUE)
         except dbus.DBusException as error:
@@ -171,6 +207,9 @@ class Bus:
     def subscribe(self, interface: str, member: str, callback: Callable[..., None]) -> None:
         """Call `callback(path, *values)` on the asyncio loop at each such signal from anybody."""
         self._subscriptions.append((interface, member, callback))
+        self._match(interface, member)
+
+    def _match(self, interface: str, member: str) -> None:
         self._connection.add_match_string_non_blocking(f"type='signal',interface='{interface}',member='{member}'")
 
     async def _uid_of(self, sender: str) -> int:
@@ -192,9 +231,10 @@ class Bus:
     def _signal(self, message: Any) -> None:
         interface, member = message.get_interface(), message.get_member()
         if interface == "org.freedesktop.DBus.Local" and member == "Disconnected":
-            if not self._closing:
-                log.error("the system bus went away")
-            self.lost.set()
+            if not self._closing and self._loop is not None:
+                log.warning("the system bus went away; trying to come back to it")
+                self._connection.close()
+                self._reconnecting = self._loop.create_task(self._reconnect())
             return
         args = [values.plain(a) for a in message.get_args_list()]
         for wanted_interface, wanted_member, callback in self._subscriptions:

@@ -52,7 +52,8 @@ class Serving:
     def __init__(
         self, connection: Any, loop: asyncio.AbstractEventLoop, uid_of: Callable[[str], Awaitable[int]]
     ) -> None:
-        self._connection = connection
+        self.connection = connection
+        """Where answers and signals go; replaced when the bus was away."""
         self._loop = loop
         self._uid_of = uid_of
         self._objects: dict[str, BusObject] = {}
@@ -72,7 +73,7 @@ class Serving:
         message = dbus.lowlevel.SignalMessage(path, interface, name)
         if signature:
             message.append(*values.arguments(signature, args), signature=signature)
-        self._connection.send_message(message)
+        self.connection.send_message(message)
 
     def accept(self, message: Any) -> None:
         """Start answering a method call."""
@@ -86,7 +87,7 @@ class Serving:
             await asyncio.wait(self._calls, timeout=_FINISH)
         for task in self._calls:
             task.cancel()
-        await asyncio.to_thread(self._connection.flush)
+        await asyncio.to_thread(self.connection.flush)
 
     async def _answer(self, message: Any) -> None:
         try:
@@ -104,7 +105,7 @@ class Serving:
             reply = dbus.lowlevel.ErrorMessage(message, _ERROR + "Internal", sentence(error))
         if not message.get_no_reply():
             with contextlib.suppress(dbus.DBusException):
-                self._connection.send_message(reply)
+                self.connection.send_message(reply)
 
     async def _dispatch(self, message: Any) -> tuple[str, Any]:
         """Return the result signature and value of a call.  Raises Refused, Problem."""
