@@ -22,7 +22,7 @@ from cernvm.cvmfs.cache import Cache
 from cernvm.cvmfs.catalog import Catalog, Entry
 from cernvm.cvmfs.counters import Counters
 from cernvm.cvmfs.fetch import Fetcher
-from cernvm.cvmfs.http import Receiver, ServerFailed, Transport
+from cernvm.cvmfs.http import Receiver, ServerFailed, Span, Transport
 from cernvm.cvmfs.objects import Objects
 from cernvm.cvmfs.repository import Anchor, Repository
 from cernvm.cvmfs.tree import Tree
@@ -39,7 +39,7 @@ class Disk:
     def __init__(self, storage: Path) -> None:
         self._storage = storage
 
-    def get(self, url: str, proxy: str, receiver: Receiver, *, refresh: bool) -> None:
+    def get(self, url: str, proxy: str, receiver: Receiver, *, refresh: bool, span: Span | None = None) -> None:
         """As HTTP does, without a network."""
         path = self._storage / unquote(url).removeprefix(SERVER + "/")
         try:

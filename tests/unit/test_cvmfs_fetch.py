@@ -10,8 +10,9 @@ import pytest
 
 from cernvm.cvmfs.counters import Counter, Counters
 from cernvm.cvmfs.errors import ObjectCorrupt, ObjectMissing, Unreachable
-from cernvm.cvmfs.fetch import Buffer, Fetcher
-from cernvm.cvmfs.http import DIRECT, Failed, Receiver, ServerFailed, TransferFailed, Transport
+from cernvm.cvmfs.fetch import Buffer, Fetcher, Throttle
+from cernvm.cvmfs.http import DIRECT, Failed, Receiver, ServerFailed, Span, TransferFailed, Transport
+from cernvm.cvmfs.routes import plain
 from cernvm.kit.backoff import Backoff
 
 Answer = Callable[[], bytes]
@@ -35,7 +36,7 @@ class Network:
         self.now = 0.0
         self.refreshed: bytes | None = None
 
-    def get(self, url: str, proxy: str, receiver: Receiver, *, refresh: bool) -> None:
+    def get(self, url: str, proxy: str, receiver: Receiver, *, refresh: bool, span: Span | None = None) -> None:
         server = url.split("/")[2]
         self.asked.append((server, proxy, refresh))
         rule = self.rules.get((server, proxy), b"good")
@@ -89,7 +90,7 @@ def test_a_server_that_answers_no_is_not_asked_twice() -> None:
     with pytest.raises(ObjectMissing, match="no server has data/ab/cd"):
         take(network.fetcher("a", ("p",), ("q",), tries=3))
     assert network.asked == [("a", "p", False)]
-    assert network.slept == []
+    assert network.slept == [Throttle.FIRST], "only the failure is held back for a moment"
 
 
 def test_a_dead_proxy_is_left_for_the_next_group_before_the_server_is() -> None:
@@ -147,7 +148,7 @@ def test_paths_are_escaped_as_the_servers_expect() -> None:
     asked: list[str] = []
 
     class Wire:
-        def get(self, url: str, proxy: str, receiver: Receiver, *, refresh: bool) -> None:
+        def get(self, url: str, proxy: str, receiver: Receiver, *, refresh: bool, span: Span | None = None) -> None:
             asked.append(url)
             receiver.write(b"good")
 
@@ -164,3 +165,63 @@ def test_retries_and_corruption_are_counted() -> None:
     with pytest.raises(ObjectCorrupt):
         take(fetcher)
     assert (counters[Counter.RETRIES], counters[Counter.CORRUPT]) == (1, 2)
+
+
+def test_failures_are_told_ever_later_and_that_is_forgotten() -> None:
+    throttle = Throttle()
+    delays = [throttle.failed(now) for now in range(9)]
+    assert delays == [0.032, 0.064, 0.128, 0.256, 0.512, 1.024, 2.0, 2.0, 2.0]
+    assert throttle.failed(8 + 10.5) == 0.032
+
+
+def test_the_object_that_a_proxy_gets_is_chosen_by_its_path_when_sharding() -> None:
+    network = Network()
+    transport = Transport(("http://a/x",), (("http://p:1", "http://q:1", "http://r:1"),), shard=True)
+    for seed in (1, 2):
+        fetcher = Fetcher(transport, network, Counters(), random=Random(seed))
+        for number in range(60):
+            take(fetcher, f"data/{number}")
+    used = [proxy for _, proxy, _ in network.asked]
+    assert used[:60] == used[60:], "another machine chooses alike"
+    assert all(10 < used[:60].count(proxy) < 30 for proxy in transport.proxy_groups[0])
+
+
+def test_one_server_can_be_asked_alone() -> None:
+    network = Network()
+    network.rules |= {("g", proxy): ServerFailed("HTTP status 400") for proxy in "pq"}
+    fetcher = network.fetcher("a b", ("p",), ("q",))
+    with pytest.raises(Unreachable, match="http://g: HTTP status 400"):
+        fetcher.ask("http://g", "api", lambda: Buffer(10, "it"))
+    assert network.servers() == ["g"]
+    assert fetcher.ways().servers[0] == "http://a/cvmfs/repo", "what it says is nothing about the others"
+
+
+def test_a_person_sees_and_changes_the_ways() -> None:
+    network = Network()
+    fetcher = network.fetcher("a b", ("p",), ("q",))
+    ways = fetcher.ways()
+    assert (ways.servers[0], ways.proxy, ways.proxy_groups) == ("http://a/cvmfs/repo", "p", (("p",), ("q",)))
+    fetcher.switch_server()
+    fetcher.switch_proxy_group()
+    take(fetcher)
+    assert network.asked == [("b", "q", False)]
+    fetcher.use_servers(["http://c/cvmfs/repo"])
+    fetcher.rebalance()
+    take(fetcher)
+    fetcher.use_proxies([[plain("r")]])
+    take(fetcher)
+    assert network.asked[1:] == [("c", "p", False), ("c", "r", False)]
+
+
+def test_a_part_of_a_file_is_asked_for_as_such() -> None:
+    spans: list[Span | None] = []
+
+    class Wire:
+        def get(self, url: str, proxy: str, receiver: Receiver, *, refresh: bool, span: Span | None = None) -> None:
+            spans.append(span)
+            receiver.write(b"good")
+
+    Fetcher(Transport(("http://a",)), Wire(), Counters(), random=Random(1)).fetch(
+        "f", lambda: Judge(9, "it"), span=Span(5, 4)
+    )
+    assert spans == [Span(5, 4)]

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""One path, from whichever server and proxy gives it whole: fail-over and retries.
+"""One path, from whichever server and proxy gives it whole.
 
-Any thread may fetch.  The number of tries is bounded.  The receiver of the bytes judges them: one that finds them
-corrupt is asked again past the caches, then with the next server.  The wire itself is `http`.
+Any thread may fetch.  What is tried next is decided by `routes`, which ends; the receiver of the bytes judges them.
+The wire itself is `http`.
 Behaviour: docs/cvmfs-format.md, "Transport"; enforced by tests/unit/test_cvmfs_fetch.py and tests/real.
 """
 
@@ -11,14 +11,16 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from random import Random
 from typing import Final, Protocol, TypeVar
 from urllib.parse import quote
 
 from .counters import Counter, Counters
 from .errors import CvmfsProblem, ObjectCorrupt, ObjectMissing, Unreachable
-from .http import Failed, Receiver, ServerFailed, TransferFailed, Transport
+from .http import Failed, Receiver, Span, Transport
+from .routes import Fault, Groups, Proxies, Pursuit, Routes, Servers, Try, plain
 
 log = logging.getLogger(__name__)
 _UNESCAPED: Final = "/:.@+-_~[],"
@@ -30,8 +32,8 @@ R = TypeVar("R", bound=Receiver)
 class Wire(Protocol):
     """Carries one request: `http.Http`, or a test's."""
 
-    def get(self, url: str, proxy: str, receiver: Receiver, *, refresh: bool) -> None:
-        """Give the body to the receiver.  Raises ServerFailed, TransferFailed, and what the receiver raises."""
+    def get(self, url: str, proxy: str, receiver: Receiver, *, refresh: bool, span: Span | None = None) -> None:
+        """Give the body to the receiver.  Raises Failed, and what the receiver raises."""
 
 
 class Buffer:
@@ -52,6 +54,37 @@ class Buffer:
         """Nothing to check: signatures are checked by who asked."""
 
 
+class Throttle:
+    """Delays for fetches that failed for good, so that programs in a loop do not storm the servers.
+
+    The first is `FIRST` seconds, each more twice as long up to `MOST`; `FORGET` seconds without a failure end it.
+    """
+
+    FIRST: Final = 0.032
+    MOST: Final = 2.0
+    FORGET: Final = 10.0
+
+    def __init__(self) -> None:
+        self._delay = 0.0
+        self._last = 0.0
+
+    def failed(self, now: float) -> float:
+        """Seconds to wait before this failure is told."""
+        fresh = self._delay == 0.0 or now - self._last > self.FORGET
+        self._delay = self.FIRST if fresh else min(2 * self._delay, self.MOST)
+        self._last = now
+        return self._delay
+
+
+@dataclass(frozen=True)
+class Ways:
+    """What a person asks about the network: the ways in use first."""
+
+    servers: tuple[str, ...]
+    proxy: str
+    proxy_groups: tuple[tuple[str, ...], ...]
+
+
 class Fetcher:
     """Fetches paths below the repository's URLs."""
 
@@ -64,57 +97,108 @@ class Fetcher:
         random: Random,
         sleep: Callable[[float], None] = time.sleep,
         clock: Callable[[], float] = time.monotonic,
+        groups: Groups | None = None,
     ) -> None:
+        """`groups`: the proxies by address; without, they are connected to by the transport's names."""
         self._transport = transport
         self._wire = wire
         self._counters = counters
         self._random = random
         self._sleep = sleep
-        self._routes = _Routes(transport, random, clock)
+        self._clock = clock
+        self._lock = threading.Lock()
+        named = groups or [[plain(name) for name in group] for group in transport.proxy_groups]
+        proxies = Proxies(named, transport.proxy_reset, random, shard=transport.shard)
+        self._routes = Routes(Servers(transport.servers, transport.server_reset), proxies)
+        self._throttle = Throttle()
 
-    def fetch(self, path: str, begin: Callable[[], R]) -> R:
-        """Return the receiver that took `path` whole; `begin` makes a fresh one per attempt.
+    def fetch(self, path: str, begin: Callable[[], R], *, span: Span | None = None) -> R:
+        """Return the receiver that took `path` (or a part of it) whole; `begin` makes a fresh one per attempt.
 
         Raises ObjectMissing, Unreachable, ObjectCorrupt (every server gave wrong bytes), and what a receiver raises.
         """
-        reasons: dict[str, Failed | ObjectCorrupt] = {}
-        for server, proxy in self._routes.ordered():
-            previous = reasons.get(server)
-            if isinstance(previous, ServerFailed | ObjectCorrupt):
-                continue  # another proxy would not mend the server
-            url = server.rstrip("/") + "/" + quote(path, safe=_UNESCAPED)
-            try:
-                receiver = self._persist(url, proxy, begin)
-            except (Failed, ObjectCorrupt) as failure:
-                reasons[server] = failure
-                log.info("%s via %s: %s", url, proxy, failure)
-                self._routes.failed(server, proxy, isinstance(failure, TransferFailed))
-                continue
-            self._routes.worked(server, proxy)
-            return receiver
-        raise _verdict(path, reasons)
+        return self._pursue(path, begin, span, None)
 
-    def _persist(self, url: str, proxy: str, begin: Callable[[], R]) -> R:
-        """Fetch through one server and proxy: again after transfer errors, once past caches if corrupt."""
-        delays = self._transport.retries.delays(self._random)
-        refresh = False
-        while True:
+    def ask(self, server: str, path: str, begin: Callable[[], R]) -> R:
+        """Like `fetch`, but from that server only, which need not be one of the repository's."""
+        return self._pursue(path, begin, None, server)
+
+    def _pursue(self, path: str, begin: Callable[[], R], span: Span | None, only: str | None) -> R:
+        with self._lock:
+            pursuit = Pursuit(self._routes, path, list(self._transport.retries.delays(self._random)), only)
+        reasons: dict[str, Failed | ObjectCorrupt] = {}
+        attempt = self._next(pursuit)
+        while attempt is not None:
+            if attempt.wait:
+                self._sleep(attempt.wait)
+            url = attempt.server.rstrip("/") + "/" + quote(path, safe=_UNESCAPED)
             receiver = begin()
             try:
-                self._wire.get(url, proxy, receiver, refresh=refresh)
+                self._wire.get(url, attempt.proxy.url, receiver, refresh=attempt.refresh, span=span)
                 receiver.finish()
                 return receiver
-            except ObjectCorrupt:
-                self._counters.add(Counter.CORRUPT)
-                if refresh:
-                    raise
-                refresh = True
-            except TransferFailed:
-                delay = next(delays, None)
-                if delay is None:
-                    raise
-                self._sleep(delay)
+            except (Failed, ObjectCorrupt) as failure:
+                reasons[attempt.server] = failure
+                log.info("%s via %s: %s", url, attempt.proxy.name, failure)
+                attempt = self._after(pursuit, attempt, failure)
+        with self._lock:
+            delay = self._throttle.failed(self._clock())
+        self._sleep(delay)
+        raise _verdict(path, reasons)
+
+    def _next(self, pursuit: Pursuit) -> Try | None:
+        with self._lock:
+            return pursuit.next(self._clock())
+
+    def _after(self, pursuit: Pursuit, attempt: Try, failure: Failed | ObjectCorrupt) -> Try | None:
+        corrupt = isinstance(failure, ObjectCorrupt)
+        with self._lock:
+            pursuit.failed(Fault.CORRUPT if isinstance(failure, ObjectCorrupt) else failure.fault, self._clock())
+            following = pursuit.next(self._clock())
+        if corrupt:
+            self._counters.add(Counter.CORRUPT)
+        if following is not None and (following.server, following.proxy) == (attempt.server, attempt.proxy):
             self._counters.add(Counter.RETRIES)
+        return following
+
+    # --- what a person sees and changes
+
+    def ways(self) -> Ways:
+        """The servers and proxies, those in use first."""
+        with self._lock:
+            now = self._clock()
+            groups = self._routes.proxies.groups
+            return Ways(
+                self._routes.servers.order(now),
+                self._routes.proxies.order(now)[0].name,
+                tuple(tuple(proxy.name for proxy in group) for group in groups),
+            )
+
+    def switch_server(self) -> None:
+        """Leave the server in use for the next one."""
+        with self._lock:
+            now = self._clock()
+            self._routes.servers.failed(self._routes.servers.order(now)[0], now)
+
+    def use_servers(self, names: Sequence[str]) -> None:
+        """Take these servers (at least one) from now on."""
+        with self._lock:
+            self._routes.servers = Servers(names, self._transport.server_reset)
+
+    def switch_proxy_group(self) -> None:
+        """Leave the group of proxies in use for the next one."""
+        with self._lock:
+            self._routes.proxies.next_group(self._clock())
+
+    def rebalance(self) -> None:
+        """Draw the proxies anew."""
+        with self._lock:
+            self._routes.proxies.rebalance()
+
+    def use_proxies(self, groups: Groups) -> None:
+        """Take these proxies (at least one) from now on; what is known of those that stay is kept."""
+        with self._lock:
+            self._routes.proxies.replace(groups)
 
 
 def _verdict(path: str, reasons: dict[str, Failed | ObjectCorrupt]) -> CvmfsProblem:
@@ -122,55 +206,6 @@ def _verdict(path: str, reasons: dict[str, Failed | ObjectCorrupt]) -> CvmfsProb
         if isinstance(reason, ObjectCorrupt):
             return reason
     told = "; ".join(f"{server}: {reason}" for server, reason in reasons.items())
-    if all(isinstance(reason, ServerFailed) and reason.missing for reason in reasons.values()):
+    if all(isinstance(reason, Failed) and reason.missing for reason in reasons.values()):
         return ObjectMissing(f"no server has {path} ({told})")
     return Unreachable(f"{path} cannot be fetched ({told})")
-
-
-class _Routes:
-    """Remembers which server and proxy worked last.  Thread-safe."""
-
-    def __init__(self, transport: Transport, random: Random, clock: Callable[[], float]) -> None:
-        self._transport = transport
-        self._clock = clock
-        self._lock = threading.Lock()
-        groups = [random.sample(group, len(group)) for group in transport.proxy_groups]
-        self._proxies = [proxy for group in groups for proxy in group]
-        self._server = 0
-        self._proxy = 0
-        self._server_moved = self._proxy_moved = clock()
-
-    def ordered(self) -> Iterator[tuple[str, str]]:
-        """Yield every (server, proxy), the ones that worked last first; per server all proxies."""
-        with self._lock:
-            now = self._clock()
-            if now - self._server_moved > self._transport.server_reset:
-                self._server = 0
-            if now - self._proxy_moved > self._transport.proxy_reset:
-                self._proxy = 0
-            servers = self._transport.servers[self._server :] + self._transport.servers[: self._server]
-            proxies = self._proxies[self._proxy :] + self._proxies[: self._proxy]
-        for server in servers:
-            for proxy in proxies:
-                yield server, proxy
-
-    def failed(self, server: str, proxy: str, on_the_way: bool) -> None:
-        """Move on, if nobody else has done so meanwhile."""
-        with self._lock:
-            now = self._clock()
-            if on_the_way and len(self._proxies) > 1 and self._proxies[self._proxy] == proxy:
-                self._proxy = (self._proxy + 1) % len(self._proxies)
-                self._proxy_moved = now
-            elif self._transport.servers[self._server] == server:
-                self._server = (self._server + 1) % len(self._transport.servers)
-                self._server_moved = now
-
-    def worked(self, server: str, proxy: str) -> None:
-        """Stay with what worked."""
-        with self._lock:
-            if self._transport.servers[self._server] != server:
-                self._server = self._transport.servers.index(server)
-                self._server_moved = self._clock()
-            if self._proxies[self._proxy] != proxy:
-                self._proxy = self._proxies.index(proxy)
-                self._proxy_moved = self._clock()
