@@ -41,8 +41,8 @@ def top(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def gate(top: Path) -> Iterator[Gate]:
-    with Gate(top / "web") as running:
+def gate(top: Path, tmp_path: Path) -> Iterator[Gate]:
+    with Gate(tmp_path / "gate", top / "web") as running:
         yield running
 
 

@@ -76,6 +76,10 @@ class NoEntry(CvmfsProblem):
     """The name does not exist in its directory, or the inode number stands for nothing."""
 
 
+class NameTooLong(CvmfsProblem):
+    """No repository has names that long."""
+
+
 class NotDirectory(CvmfsProblem):
     """The entry is not a directory."""
 

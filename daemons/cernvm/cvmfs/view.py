@@ -19,9 +19,18 @@ from dataclasses import dataclass, field
 from typing import Final, NamedTuple
 
 from . import flags, magic
-from .catalog import Chunk, Entry
+from .catalog import MAX_NAME, Chunk, Entry
 from .counters import Counter, Counters
-from .errors import IsDirectory, NoAttribute, NoEntry, NotDirectory, NotReadable, ObjectCorrupt, Unsupported
+from .errors import (
+    IsDirectory,
+    NameTooLong,
+    NoAttribute,
+    NoEntry,
+    NotDirectory,
+    NotReadable,
+    ObjectCorrupt,
+    Unsupported,
+)
 from .inodes import ROOT, Inode, InodeTable, Node, identity, inode_of
 from .objects import ObjectRef, Objects
 from .symlinks import expand
@@ -108,9 +117,11 @@ class View:
     def lookup(self, directory: Inode, name: bytes) -> Attributes:
         """Return the entry `name` of `directory` and count that the kernel knows it.  May block.
 
-        Raises NoEntry, NotDirectory.
+        Raises NoEntry, NameTooLong, NotDirectory.
         """
         self.counters.add(Counter.LOOKUPS)
+        if len(name) > MAX_NAME:
+            raise NameTooLong(f"{name[:20]!r}... has {len(name)} bytes, and names have at most {MAX_NAME}")
         parent = self._nodes[directory]
         if not parent.entry.is_directory:
             raise NotDirectory(f"{parent.path!r} is not a directory")

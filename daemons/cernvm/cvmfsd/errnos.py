@@ -20,6 +20,7 @@ from cernvm.kit.errors import Problem, sentence
 log = logging.getLogger(__name__)
 ERRNO: Final[Mapping[type[Problem], int]] = {
     errors.NoEntry: errno.ENOENT,
+    errors.NameTooLong: errno.ENAMETOOLONG,
     errors.NotDirectory: errno.ENOTDIR,
     errors.IsDirectory: errno.EISDIR,
     errors.NotReadable: errno.EINVAL,
@@ -36,7 +37,9 @@ ERRNO: Final[Mapping[type[Problem], int]] = {
     errors.NoRepository: errno.EIO,
 }
 """Every error of the repository library by its own class; a test proves that none is missing."""
-ORDINARY: Final = frozenset({errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EINVAL, errno.ENODATA})
+ORDINARY: Final = frozenset(
+    {errno.ENOENT, errno.ENAMETOOLONG, errno.ENOTDIR, errno.EISDIR, errno.EINVAL, errno.ENODATA}
+)
 """Answers that tell no trouble."""
 
 

@@ -141,8 +141,6 @@ class Answers:
 
     def _lookup(self, request: Request, directory: Inode) -> Reply:
         name = request.name()
-        if len(name) > wire.NAME_MAX:
-            return Reply(errno.ENAMETOOLONG)
         try:
             found = self._view.lookup(directory, name)
         except NoEntry:
