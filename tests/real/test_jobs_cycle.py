@@ -60,11 +60,11 @@ class Site:
             f"token_key = {self.directory}/keys/token.key\n",
         )
 
-    def agent(self, name: str) -> Daemon:
+    def agent(self, name: str, account: str = "") -> Daemon:
         self.agents[name] = self.enter(
             "copilot-agentd",
             name,
-            f"{self.xmpp(name)}manager = {self.prosody.jid('manager')}\n"
+            f"{self.xmpp(account or name)}manager = {self.prosody.jid('manager')}\n"
             f"[agent]\nname = {name}\ndirectory = {self.directory}/{name}/spool\nask_seconds = 2\n"
             f"bus_name = ch.cern.cernvm.CopilotAgent1.{name}\n",
         )
@@ -199,6 +199,15 @@ def test_when_an_agent_is_killed_another_finishes_its_job(site: Site) -> None:
     assert done["agent"].rpartition("/")[2] != victim
     assert "was not heard of for 3 s" in done["history"][0]["reason"]
     assert (site.fetch(job) / "out").read_text() == f"{job}\n"
+
+
+def test_two_agents_may_share_an_account(site: Site) -> None:
+    site.agent("agent1")
+    site.agent("twin", account="agent1")
+    jobs = [site.shell("sleep 2") for _ in range(2)]
+    done = [site.until(job, "done", "failed") for job in jobs]
+    assert [one["state"] for one in done] == ["done", "done"]
+    assert {one["agent"] for one in done} == {"agent1@copilot.test/agent1", "agent1@copilot.test/twin"}
 
 
 def test_an_agent_that_is_stopped_gives_its_job_back_at_once(site: Site) -> None:

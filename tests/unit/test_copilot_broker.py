@@ -338,6 +338,19 @@ def test_an_unknown_job_is_another_managers(table: Table) -> None:
         table.broker.cancel(ID, 0.0)
 
 
+def test_a_job_whose_inputs_never_come_is_given_up(table: Table) -> None:
+    table.broker.submit(Record(Job(ID, "x"), owner=1, state=State.STAGING, submitted=0.0))
+    assert states(table.broker.tick(RULES.token_seconds - 1.0)) == []
+    late = table.broker.tick(RULES.token_seconds)
+    assert (states(late), said(late)) == ([State.CANCELLED], [Command.CLEAN_JOB])
+
+
+def test_a_released_job_is_ready_at_once(table: Table) -> None:
+    table.broker.submit(Record(Job(ID, "x"), owner=1, state=State.STAGING, submitted=0.0))
+    table.broker.release(ID, 1.0)
+    assert states(table.lease(now=1.0)) == [State.LEASED]
+
+
 def test_a_job_too_long_for_a_message_is_refused_at_the_door(table: Table) -> None:
     long = replace(Job(ID, "x"), arguments=("y" * 30_000,) * 4)
     with pytest.raises(JobMistake, match="too long for a message"):

@@ -13,7 +13,7 @@ from __future__ import annotations
 import json
 from collections import OrderedDict
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Final
 
@@ -23,7 +23,8 @@ from .errors import BadMessage, JobMistake, NoSuchJob
 from .job import ENDED, HELD, JobId, State, job_id, job_table
 from .messages import MAX_MESSAGE_BYTES, Address, Command, Json, Message, bare
 from .queue import Queue
-from .record import Output, Record, Report
+from .record import Record
+from .report import read_report
 from .tokens import Grant
 
 MAX_AGENTS: Final = 20_000
@@ -93,6 +94,7 @@ class Broker:
                 f"the job is too long for a message: its description may have {MAX_JOB_BYTES} characters; "
                 "put long arguments into an input file"
             )
+        record = replace(record, until=record.submitted + self._rules.token_seconds)
         self._queue.add(record)
         return Changed(record), self._grants.upload_inputs(record, record.submitted)
 
@@ -126,6 +128,9 @@ class Broker:
         for record in self._queue.select(HELD, due=now):
             reason = f"agent {record.agent} was not heard of for {self._rules.lease_seconds:.0f} s"
             news += self._return(record.job.id, reason, now)
+        for record in self._queue.select([State.STAGING], due=now):
+            late = partial(step.cancelled, now=now, reason="its input files were not uploaded in time")
+            news += self._changed(self._queue.change(record.job.id, late))
         for record in self._queue.select([State.STORING], due=now):
             news += self._give_up(record, now)
         for record in self._queue.select([State.STORING]):
@@ -146,6 +151,7 @@ class Broker:
             self.refused += 1
             return []
         agent = f"{bare(sender)}/{message.text('agentID', longest=64)}"
+        self._heard.pop(agent, None)
         _remember(self._heard, agent, sender)
         return handler(agent, sender, message, now)
 
@@ -331,40 +337,6 @@ class Broker:
 
     def _answer(self, command: str, record: Record, attempt: int, **fields: Json) -> Message:
         return Message(command, {"jobID": record.job.id, "attempt": attempt, **fields})
-
-
-def read_report(message: Message, record: Record) -> Report:
-    """The report in a jobDone about `record`.  Raises BadMessage; a success without an output is a failure."""
-    states = {"done": State.DONE, "failed": State.FAILED, "error": State.QUEUED}
-    verdict = states.get(message.text("state", longest=16))
-    if verdict is None:
-        raise BadMessage("jobDone: field state must be done, failed or error")
-    exit_code = (
-        message.number("exitCode", least=-1024, most=1024) if message.fields.get("exitCode") is not None else None
-    )
-    reason = message.optional_text("error", longest=step.LONGEST_REASON)
-    outputs = tuple(_output(item, record) for item in message.items("outputs", most=2000))
-    usage = message.table("usage")
-    if len(str(usage)) > 16_384:
-        raise BadMessage("jobDone: field usage is too long")
-    stored = {output.name for output in outputs}
-    if len(stored) != len(outputs):
-        raise BadMessage("jobDone: an output stands there twice")
-    missing = [name for name in record.job.output_files if name not in stored]
-    if verdict is State.DONE and missing:
-        verdict, reason = State.FAILED, f"the job left no output file {missing[0]}"
-    return Report(verdict, exit_code, reason, outputs, usage)
-
-
-def _output(item: dict[str, Json], record: Record) -> Output:
-    name, size, sha256 = item.get("name"), item.get("size"), item.get("sha256")
-    if not isinstance(name, str) or name not in record.job.stored_names:
-        raise BadMessage("jobDone: an output that the job does not name")
-    if not isinstance(size, int) or isinstance(size, bool) or size < 0:
-        raise BadMessage(f"jobDone: the size of output {name} must be a whole number")
-    if not isinstance(sha256, str) or len(sha256) != 64 or not set(sha256) <= set("0123456789abcdef"):
-        raise BadMessage(f"jobDone: the sha256 of output {name} must be 64 hexadecimal digits")
-    return Output(name, size, sha256)
 
 
 def _remember(book: OrderedDict[str, Address], agent: str, address: Address) -> None:

@@ -72,8 +72,9 @@ class Record:
     agent: str = ""
     """Who holds, or held, the current attempt: bare address, '/', the name the agent gives itself."""
     until: float | None = None
-    """When the lease runs out; while STORING, when waiting for the storage adapter ends; while QUEUED after a failed
-    attempt, when the next may begin."""
+    """When the lease runs out.  While STAGING, when waiting for the inputs ends; while STORING, when waiting for the
+    storage adapter ends; while QUEUED after a failed attempt, when the next may begin.
+    """
     leased: float | None = None
     started: float | None = None
     finished: float | None = None
@@ -96,7 +97,7 @@ class Record:
 
 def released(record: Record) -> Record:
     """Its inputs are there: the job may run."""
-    return _to(record, State.QUEUED)
+    return replace(_to(record, State.QUEUED), until=None)
 
 
 def leased(record: Record, agent: str, now: float, until: float) -> Record:
@@ -167,11 +168,11 @@ def failed(record: Record, reason: str, now: float) -> Record:
     return replace(_to(record, State.FAILED), until=None, finished=now, reason=reason[:LONGEST_REASON])
 
 
-def cancelled(record: Record, now: float) -> Record:
+def cancelled(record: Record, now: float, reason: str = "cancelled by its submitter") -> Record:
     """The submitter does not want it any more."""
     if record.state in ENDED:
         raise IllegalMove(f"job {record.job.id} is {record.state} already; there is nothing to cancel")
-    return replace(_to(record, State.CANCELLED), until=None, finished=now, reason="cancelled by its submitter")
+    return replace(_to(record, State.CANCELLED), until=None, finished=now, reason=reason)
 
 
 def _to(record: Record, state: State) -> Record:
