@@ -17,6 +17,7 @@ from cernvm.kit.errors import EXIT_FAILED, EXIT_MISTAKE, EXIT_OK, Problem
 AREAS: Final[Mapping[str, str]] = {
     "publish": "bench.publish",
     "cvmfsd": "bench.cvmfsd",
+    "cold": "bench.cold",
     "copilot": "bench.copilot",
 }
 """Area -> the module whose `measure()` returns its figures."""

@@ -11,7 +11,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Self
@@ -37,13 +37,24 @@ def command_line(name: str, *arguments: str) -> list[str]:
 class Daemon:
     """A daemon `name` with configuration text `config`; its files and its log lie in `directory`."""
 
-    def __init__(self, name: str, directory: Path, config: str, environment: Mapping[str, str]) -> None:
+    def __init__(
+        self,
+        name: str,
+        directory: Path,
+        config: str,
+        environment: Mapping[str, str],
+        *,
+        inside: Callable[..., list[str]] | None = None,
+    ) -> None:
+        """`inside` wraps the command line, so that it runs in a network namespace, say."""
         directory.mkdir(parents=True, exist_ok=True)
         self.name = name
         self.config = directory / f"{name}.conf"
         self.config.write_text(config, encoding="utf-8")
         self.log = directory / f"{name}.log"
         self._environment = dict(environment)
+        command = command_line(name, "--config", str(self.config))
+        self._command = command if inside is None else inside(*command)
         self._process: subprocess.Popen[bytes] | None = None
 
     def __enter__(self) -> Self:
@@ -71,7 +82,7 @@ class Daemon:
             environment = project_environment({**self._environment, "NOTIFY_SOCKET": f"{short}/socket"})
             with self.log.open("ab") as output:
                 self._process = subprocess.Popen(
-                    command_line(self.name, "--config", str(self.config)),
+                    self._command,
                     stdin=subprocess.DEVNULL,
                     stdout=output,
                     stderr=output,

@@ -13,7 +13,7 @@ import secrets
 import shutil
 import subprocess
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -66,6 +66,15 @@ class Repository:
         return answer
 
 
+@dataclass(frozen=True)
+class Apart:
+    """Web server and cvmfsd on two hosts: what wraps the command line of each, and the server's address."""
+
+    server: Callable[..., list[str]]
+    client: Callable[..., list[str]]
+    address: str
+
+
 class House:
     """Enter it to start everything in order of need; leaving it ends everything in the reverse order."""
 
@@ -77,12 +86,14 @@ class House:
         agents: int = 2,
         lease_seconds: int = 30,
         max_attempts: int = 3,
+        apart: Apart | None = None,
     ) -> None:
         self.directory = directory
         self.mounts = directory / "cvmfs"
         self._repositories = list(repositories)
         self._lease_seconds = lease_seconds
         self._max_attempts = max_attempts
+        self._apart = apart
         self._stack = ExitStack()
         self.environment: dict[str, str] = {}
         names = ["manager", "storage", *(f"agent{n}" for n in range(1, agents + 1))]
@@ -105,7 +116,9 @@ class House:
 
     def _start(self, stack: ExitStack) -> None:
         self.environment = stack.enter_context(private_bus(self.directory / "bus")).environment
-        self.web = stack.enter_context(Nginx(self.directory / "nginx", self._web_root()))
+        place, apart = self.directory / "nginx", self._apart
+        address, inside = (apart.address, apart.server) if apart else ("127.0.0.1", None)
+        self.web = stack.enter_context(Nginx(place, self._web_root(), address=address, inside=inside))
         stack.enter_context(self.prosody)
         keys = self.directory / "tokens"
         run_command("copilotctl", "make-keys", "--directory", str(keys))
@@ -137,7 +150,8 @@ class House:
             f"[cvmfsd]\nparameters_directory = {parameters}\nmount_directory = {self.mounts}\n"
             f"[cache]\ndirectory = {self.directory / 'cache'}\n"
         )
-        return self._daemon("cvmfsd", "cvmfsd", config)
+        inside = self._apart.client if self._apart else None
+        return Daemon("cvmfsd", self.directory / "cvmfsd", config, self.environment, inside=inside)
 
     def _xmpp(self, account: str) -> str:
         return (

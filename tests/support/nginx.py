@@ -8,6 +8,7 @@ module.
 from __future__ import annotations
 
 import urllib.request
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -36,7 +37,7 @@ http {{
     tcp_nopush on;
     keepalive_requests 100000;
     server {{
-        listen 127.0.0.1:{port};
+        listen {address}:{port};
         root "{root}";
         location = /.settled {{ access_log off; return 204; }}
     }}
@@ -57,13 +58,23 @@ class Hit:
 class Nginx:
     """A context manager: `with Nginx(scratch, tree) as web: fetch(web.url + "/file")`."""
 
-    def __init__(self, directory: Path, root: Path, *, port: int | None = None) -> None:
+    def __init__(
+        self,
+        directory: Path,
+        root: Path,
+        *,
+        port: int | None = None,
+        address: str = "127.0.0.1",
+        inside: Callable[..., list[str]] | None = None,
+    ) -> None:
+        """`inside` wraps the command line so that it runs elsewhere, in a network namespace that has `address`."""
         directory.mkdir(parents=True, exist_ok=True)
         self.port = free_port() if port is None else port
-        self.url = f"http://127.0.0.1:{self.port}"
+        self.url = f"http://{address}:{self.port}"
+        self._here = inside is None
         self._access_log = directory / "access.log"
         config = directory / "nginx.conf"
-        text = CONFIG.format(dir=directory.resolve(), root=root.resolve(), port=self.port)
+        text = CONFIG.format(dir=directory.resolve(), root=root.resolve(), port=self.port, address=address)
         config.write_text(text, encoding="utf-8")
         command = [
             find_program("nginx"),
@@ -74,7 +85,12 @@ class Nginx:
             "-c",
             str(config),
         ]
-        self._server = Server(command, log=directory / "output.log", ready=lambda: answers_tcp(self.port))
+        pid_file = directory / "nginx.pid"
+        self._server = Server(
+            command if inside is None else inside(*command),
+            log=directory / "output.log",
+            ready=(lambda: answers_tcp(self.port)) if self._here else pid_file.exists,
+        )
 
     def __enter__(self) -> Nginx:
         self._server.start()
@@ -99,8 +115,10 @@ class Nginx:
     def log(self) -> list[Hit]:
         """Every request answered so far, oldest first."""
         # A client may have its answer a moment before nginx logs it; a further request is served after that.
-        with urllib.request.build_opener(urllib.request.ProxyHandler({})).open(f"{self.url}/.settled", timeout=10):
-            pass
+        if self._here:
+            opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+            with opener.open(f"{self.url}/.settled", timeout=10):
+                pass
         hits = []
         for line in self._access_log.read_text(encoding="utf-8", errors="replace").splitlines():
             status, size, method, path = line.split(" ", 3)
