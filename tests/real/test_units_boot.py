@@ -54,6 +54,7 @@ After=sysinit.target
 Type=oneshot
 TimeoutStartSec=150
 ExecStart=/bin/sh /mnt/inside.sh
+ExecStopPost=/bin/sh -c 'journalctl --no-pager -o cat > /mnt/journal'
 ExecStopPost=/bin/systemctl --no-block poweroff
 StandardOutput=file:/mnt/seen
 StandardError=file:/mnt/errors
@@ -85,6 +86,7 @@ systemd-run -q --unit=web /opt/cernvm-venv/bin/python -m http.server -d /mnt/sto
 systemctl enable -q $UNITS
 systemctl start cernvm.target
 for unit in $UNITS; do within systemctl is-active -q $unit; done; states started
+for unit in $UNITS; do systemctl is-active -q $unit || exit 1; done
 for unit in $UNITS; do say "status $unit" "$(show $unit StatusText)"; done
 say mount "$(mounted)"
 say content "$(cat /cvmfs/$FQRN/hello)"
@@ -115,9 +117,12 @@ systemctl stop copilot-agentd
 echo 'slots = none' > /etc/cernvm/copilot-agentd.conf
 systemctl start copilot-agentd
 say mistaken "$(for what in ActiveState ExecMainStatus NRestarts; do show copilot-agentd $what; done)"
-journalctl --no-pager > /mnt/journal
 echo end=yes
 """
+
+
+def text_of(path: Path) -> str:
+    return path.read_text(errors="replace") if path.exists() else f"no {path.name}"
 
 
 def publish(directory: Path) -> None:
@@ -177,10 +182,12 @@ def seen(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
         subprocess.run(
             boot, cwd=ROOT, env=environment, stdin=subprocess.DEVNULL, stdout=log, stderr=log, timeout=200, check=False
         )
-    lines = (shared / "seen").read_text().splitlines() if (shared / "seen").exists() else []
-    found = dict(line.split("=", 1) for line in lines if "=" in line)
-    errors = (shared / "errors").read_text() if (shared / "errors").exists() else ""
-    assert found.get("end") == "yes", f"{lines}\n{errors}\n{(directory / 'boot.log').read_text()}"
+    found = dict(line.split("=", 1) for line in text_of(shared / "seen").splitlines() if "=" in line)
+    if found.get("end") != "yes":
+        told = [
+            text_of(path) for path in (directory / "boot.log", shared / "seen", shared / "errors", shared / "journal")
+        ]
+        pytest.fail("the walk through the units did not come to its end:\n" + "\n".join(told))
     return found
 
 
