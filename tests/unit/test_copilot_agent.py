@@ -20,9 +20,8 @@ from cernvm.copilot.agent import (
     Send,
     Start,
     Upload,
-    assignment_table,
-    restored_assignment,
 )
+from cernvm.copilot.assignment import assignment_table, restored_assignment
 from cernvm.copilot.errors import BadMessage
 from cernvm.copilot.job import Job, JobId, State, job_table
 from cernvm.copilot.messages import Address, Command, Json, Message
@@ -109,6 +108,16 @@ def test_the_first_offer_wins_and_an_unanswered_get_job_is_given_up() -> None:
     assert said(machine.tick(10.0)) == [(Command.WANT_JOB, MANAGER)]
 
 
+def test_an_offer_that_came_to_nothing_does_not_close_the_ear_for_the_next() -> None:
+    machine, second = agent(), Address("jm@copilot.test/second")
+    offer = Message(Command.HAVE_JOB)
+    assert said(machine.received(MAIN, offer, 1.0)) == [(Command.GET_JOB, MAIN)]
+    assert said(machine.received(second, offer, 1.1)) == [], "one job is asked for at a time"
+    assert said(machine.received(MAIN, offer, 1.2)) == [(Command.GET_JOB, MAIN)], "that manager has another job now"
+    assert said(machine.tick(60.0)) == [(Command.WANT_JOB, MANAGER)]
+    assert said(machine.received(second, offer, 61.0)) == [(Command.GET_JOB, second)]
+
+
 def test_strangers_are_not_heard() -> None:
     machine = agent()
     for stranger in ("evil@copilot.test/main", "jm@evil.test/main"):
@@ -165,6 +174,22 @@ def test_a_failure_of_the_machine_is_reported_without_upload() -> None:
     deeds = running().finished((number(1), 1), Report(State.QUEUED, None, "no mount"), 5.0)
     (done,) = [item.message for item in deeds if isinstance(item, Send) and item.message.command == Command.JOB_DONE]
     assert (done.text("state"), done.text("error")) == ("error", "no mount")
+
+
+def test_a_machine_that_fails_jobs_rests_ever_longer() -> None:
+    machine, now, rests = agent(), 0.0, []
+    for n in range(1, 9):
+        machine.received(MAIN, run_job(n), now)
+        machine.finished((number(n), 1), Report(State.QUEUED, None, "the disk is full"), now)
+        machine.received(MAIN, about(Command.JOB_ACCEPTED, n), now)
+        assert machine.received(MAIN, Message(Command.HAVE_JOB), now) == []
+        rest = next(s for s in range(1, 1000) if said(machine.tick(now + s)))
+        rests.append(rest)
+        now += rest
+    assert rests == [5, 10, 20, 40, 80, 160, 300, 300]
+    machine.received(MAIN, run_job(9), now)
+    asked = machine.finished((number(9), 1), DONE, now)
+    assert (Command.WANT_JOB, MANAGER) in said(asked)
 
 
 def test_a_result_is_reported_until_the_manager_takes_it_but_not_for_ever() -> None:

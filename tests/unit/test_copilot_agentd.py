@@ -8,7 +8,7 @@ from uuid import UUID
 
 import pytest
 
-from cernvm.copilot.agent import Assignment
+from cernvm.copilot.assignment import Assignment
 from cernvm.copilot.errors import CopilotProblem
 from cernvm.copilot.job import InputFile, Job, JobId, Package, State
 from cernvm.copilot.messages import Address

@@ -18,7 +18,8 @@ import pytest
 
 from cernvm.copilot import agent as agent_side
 from cernvm.copilot import broker as broker_side
-from cernvm.copilot.agent import Agent, Assignment, Drop, Habits, Keep, Key, Start, Upload
+from cernvm.copilot.agent import Agent, Drop, Habits, Keep, Start, Upload
+from cernvm.copilot.assignment import Assignment, Key
 from cernvm.copilot.broker import Broker, Changed, Rules
 from cernvm.copilot.delivery import Delivery, Posted
 from cernvm.copilot.job import ENDED, LOGS, Job, JobId, State

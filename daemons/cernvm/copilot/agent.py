@@ -15,8 +15,8 @@ from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import Final
 
-from .errors import BadMessage, JobMistake
-from .job import Job, JobId, State, job_table, read_job
+from .assignment import Assignment, Key, read_assignment
+from .job import JobId, State
 from .messages import Address, Command, Json, Message, bare
 from .record import MOST_ATTEMPTS, Output, Report
 
@@ -25,6 +25,11 @@ WORDS: Final[Mapping[State, str]] = {State.DONE: "done", State.FAILED: "failed",
 
 MOST_UPLOAD_TRIES: Final = 4
 MOST_HELD_PER_SLOT: Final = 4
+REST_FIRST: Final = 5.0
+REST_CAP: Final = 300.0
+"""Seconds before an agent whose machine has failed a job asks again, doubled for each: a broken machine is always free,
+and would draw all jobs to itself.
+"""
 UNANSWERED: Final = 2
 """After so many heartbeats without an answer the next go to the job manager's bare address: any instance may know."""
 
@@ -57,27 +62,6 @@ class Phase(StrEnum):
     """Its outputs are being uploaded."""
     REPORTING = "reporting"
     """The job manager is told until it answers."""
-
-
-@dataclass(frozen=True)
-class Assignment:
-    """One attempt of a job, given to this agent."""
-
-    job: Job
-    attempt: int
-    manager: Address
-    """The full address of the instance that gave it."""
-    lease_seconds: float
-    inputs_url: str
-    inputs_token: str = field(repr=False)
-
-    @property
-    def key(self) -> Key:
-        """What identifies the attempt."""
-        return (self.job.id, self.attempt)
-
-
-Key = tuple[JobId, int]
 
 
 @dataclass(frozen=True)
@@ -149,6 +133,8 @@ class Agent:
         self._answer_by: float | None = None
         self._asked: Address | None = None
         """The job manager that a getJob is under way to, until `_answer_by`."""
+        self._failures = 0
+        self._rest_until = 0.0
         self.draining = False
         """True when no further job is asked for."""
 
@@ -189,6 +175,7 @@ class Agent:
         if held is None or held.phase is not Phase.RUNNING:
             return []
         stored = report.verdict is State.QUEUED  # nothing of such an attempt is stored
+        self._learn(stored, now)
         phase = Phase.REPORTING if stored else Phase.ASKING
         self._held[key] = replace(held, phase=phase, report=report, ended=now)
         self._ask_at = now
@@ -212,6 +199,7 @@ class Agent:
             wait = self._jittered(5.0 * 2**held.tries)
             self._held[key] = replace(held, phase=Phase.ASKING, tries=held.tries + 1, next_word=now + wait)
             return []
+        self._learn(True, now)
         report = Report(State.QUEUED, held.report.exit_code, reason, (), held.report.usage)
         self._held[key] = replace(held, phase=Phase.REPORTING, report=report)
         return [Keep(held.assignment, report, True), *self._word(key, now)]
@@ -268,6 +256,8 @@ class Agent:
         return []
 
     def _have_job(self, sender: Address, now: float) -> list[Deed]:
+        if now < self._rest_until:
+            return []
         # a manager that offers again found nothing for the getJob before; another manager's offer has to wait
         if self.draining or self.free < 1 or (self._answer_by is not None and sender != self._asked):
             return []
@@ -292,7 +282,7 @@ class Agent:
         """want_getJob, when a slot is free and the time has come; ever less often while nobody answers."""
         if self._answer_by is not None and now >= self._answer_by:
             self._answer_by, self._ask_at = None, now
-        if self.draining or self.free < 1 or self._answer_by is not None or now < self._ask_at:
+        if self.draining or self.free < 1 or self._answer_by is not None or now < max(self._ask_at, self._rest_until):
             return []
         self._ask_at = now + self._jittered(self._ask_wait)
         self._ask_wait = min(self._ask_wait * 2, self._habits.ask_cap)
@@ -310,6 +300,12 @@ class Agent:
         if held.phase is Phase.REPORTING and held.report is not None:
             return [Send(to, self._job_done(assignment, held.report), once=True)]
         return [Send(to, self._about(Command.HEARTBEAT, assignment), once=True)]
+
+    def _learn(self, failed: bool, now: float) -> None:
+        """Rest after each failure of this machine, ever longer while nothing else comes."""
+        self._failures = self._failures + 1 if failed else 0
+        if failed:
+            self._rest_until = now + self._jittered(min(REST_FIRST * 2 ** (self._failures - 1), REST_CAP))
 
     def _beat(self, held: _Holding) -> float:
         return self._jittered(held.assignment.lease_seconds / 3)
@@ -336,39 +332,3 @@ class Agent:
 
     def _message(self, command: str, **fields: Json) -> Message:
         return Message(command, {"agentID": self._habits.name, **fields})
-
-
-def read_assignment(sender: Address, message: Message) -> Assignment:
-    """The assignment in a runJob.  Raises BadMessage."""
-    inputs = message.table("inputs")
-    url, token, lease = inputs.get("url"), inputs.get("token"), message.fields.get("lease_seconds")
-    if not isinstance(url, str) or not isinstance(token, str):
-        raise BadMessage("runJob: field inputs must have url and token")
-    if not isinstance(lease, int | float) or isinstance(lease, bool) or not 0 < lease <= 86_400:
-        raise BadMessage("runJob: field lease_seconds must be a number of seconds up to a day")
-    try:
-        job = read_job(message.table("job"))
-    except JobMistake as error:
-        raise BadMessage(f"runJob: {error}") from None
-    if job.id != message.text("jobID", longest=64):
-        raise BadMessage("runJob: field jobID is not the id of the job inside")
-    return Assignment(job, message.number("attempt", least=1, most=MOST_ATTEMPTS), sender, lease, url, token)
-
-
-def assignment_table(assignment: Assignment) -> dict[str, Json]:
-    """What `restored_assignment` reads, for the agent's disk; the inputs' token is not written."""
-    return {
-        "job": job_table(assignment.job),
-        "attempt": assignment.attempt,
-        "manager": assignment.manager,
-        "lease_seconds": assignment.lease_seconds,
-    }
-
-
-def restored_assignment(table: dict[str, Json]) -> Assignment:
-    """The assignment that `assignment_table` wrote.  Raises BadMessage."""
-    job = table.get("job")
-    inner = job if isinstance(job, dict) else {}
-    inputs: dict[str, Json] = {"url": "", "token": ""}
-    message = Message("restored", {**table, "jobID": inner.get("id"), "inputs": inputs})
-    return read_assignment(Address(message.text("manager")), message)

@@ -9,7 +9,8 @@ from collections.abc import Coroutine, Iterable
 from contextlib import suppress
 from typing import Any, Final, Protocol
 
-from cernvm.copilot.agent import Agent, Assignment, Deed, Drop, Keep, Key, Send, Start, Upload
+from cernvm.copilot.agent import Agent, Deed, Drop, Keep, Send, Start, Upload
+from cernvm.copilot.assignment import Assignment, Key
 from cernvm.copilot.job import State
 from cernvm.copilot.messages import Address, Message
 from cernvm.copilot.record import Report

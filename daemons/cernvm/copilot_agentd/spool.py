@@ -23,7 +23,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from cernvm.copilot.agent import Assignment, Key, assignment_table, restored_assignment
+from cernvm.copilot.assignment import Assignment, Key, assignment_table, restored_assignment
 from cernvm.copilot.errors import BadMessage, CopilotProblem
 from cernvm.copilot.job import State
 from cernvm.copilot.messages import parse_object

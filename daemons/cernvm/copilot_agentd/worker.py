@@ -15,7 +15,8 @@ from urllib.parse import quote
 import aiohttp
 
 from cernvm.copilot import sandbox
-from cernvm.copilot.agent import Assignment, Upload
+from cernvm.copilot.agent import Upload
+from cernvm.copilot.assignment import Assignment
 from cernvm.copilot.errors import JobMistake
 from cernvm.copilot.job import Job, State
 from cernvm.copilot.messages import Json

@@ -8,11 +8,12 @@ import logging
 import time
 import uuid
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from typing import Final
 
 from cernvm.copilot.access import Access
 from cernvm.copilot.broker import Broker, Changed, News, Send
-from cernvm.copilot.errors import NotYours
+from cernvm.copilot.errors import NotYours, QueueFailed
 from cernvm.copilot.job import JobId, State, job_id, read_job
 from cernvm.copilot.messages import Address, Message
 from cernvm.copilot.queue import Queue
@@ -23,6 +24,8 @@ from cernvm.xmpp.mailbox import Mailbox
 log: Final = logging.getLogger(__name__)
 
 ROOT: Final = 0
+TICK: Final = 1.0
+TICK_IN_TROUBLE: Final = 15.0
 
 
 class Manager:
@@ -44,11 +47,15 @@ class Manager:
         self._mailbox = mailbox
         self._publish(self._broker.started(time.time()))
         while not stopping.is_set():
-            self._publish(self._broker.tick(time.time()))
+            pause = TICK
             try:
-                await asyncio.wait_for(stopping.wait(), 1.0)
-            except TimeoutError:
-                continue
+                self._publish(self._broker.tick(time.time()))
+            except QueueFailed as error:
+                # A full disk, say: agents keep their results meanwhile, and what could not be written is asked again.
+                log.error("%s", error)  # noqa: TRY400 - a sentence
+                pause = TICK_IN_TROUBLE
+            with suppress(TimeoutError):
+                await asyncio.wait_for(stopping.wait(), pause)
 
     def submit(self, table: dict[str, object], owner: int) -> tuple[Record, Access]:
         """Take in a job; it waits for its inputs.  Raises JobMistake."""
