@@ -52,16 +52,14 @@ class InodeTable:
         """All of them."""
         return list(self._nodes.values())
 
-    def register(self, directory: Inode, path: bytes, located: Located) -> Node:
-        """Count one more lookup of an entry."""
-        inode = inode_of(path, located.entry)
-        wanted = identity(path, located.entry)
+    def register(self, directory: Inode, path: bytes, located: Located, inode: Inode) -> Node:
+        """Count one more lookup of an entry, whose `inode_of` is `inode`."""
         while True:
             node = self._nodes.get(inode)
             if node is None:
                 node = self._nodes[inode] = Node(inode, path, located.entry, located.catalog)
                 break
-            if identity(node.path, node.entry) == wanted:
+            if node.entry is located.entry or identity(node.path, node.entry) == identity(path, located.entry):
                 break
             inode = Inode(inode + 1)  # two things share 63 bits of a hash
         node.lookups += 1

@@ -76,6 +76,16 @@ class Tree:
             raise Unsupported(f"{path!r} leads into another revision, which this client does not follow")
         return catalog.children(path)
 
+    def listing(self, path: bytes) -> list[Located]:
+        """Return `children`, each with the catalog that has its row.  Raises like it."""
+        catalog = self._covering(path, itself=True)
+        return [Located(entry, catalog) for entry in self.children(path)]
+
+    def lists_like(self, other: Tree, path: bytes) -> bool:
+        """Whether the directory `path`, which both have, has the same entries in both."""
+        mine, theirs = (tree._covering(path, itself=True) for tree in (self, other))
+        return mine is theirs or mine.children(path) == theirs.children(path)
+
     def catalogs(self) -> Mapping[bytes, Catalog]:
         """The catalogs loaded so far, by prefix."""
         with self._lock:

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import threading
 from bisect import bisect_right
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final, NamedTuple
 
@@ -22,6 +22,7 @@ from . import flags, magic
 from .catalog import MAX_NAME, Chunk, Entry
 from .counters import Counter, Counters
 from .errors import (
+    CvmfsProblem,
     IsDirectory,
     NameTooLong,
     NoAttribute,
@@ -74,6 +75,14 @@ class Listed(NamedTuple):
     name: bytes
     inode: Inode
     mode: int
+    located: Located
+
+
+class Listing(NamedTuple):
+    """What a directory of one revision holds, without `.` and `..`, sorted by name."""
+
+    tree: Tree
+    entries: tuple[Listed, ...]
 
 
 class Usage(NamedTuple):
@@ -91,7 +100,7 @@ class Changes:
     names: tuple[tuple[Inode, bytes], ...]
     """(directory, name) whose answer, found or not found, is no longer true."""
     directories: tuple[Inode, ...]
-    """Directories whose attributes changed."""
+    """Directories whose attributes or listings changed."""
 
 
 class View:
@@ -136,7 +145,7 @@ class View:
                     if len(self._absent) < MAX_NEGATIVE:
                         self._absent[directory, name] = path
                     raise NoEntry(f"{path!r} does not exist")
-                node = self._nodes.register(directory, path, located)
+                node = self._nodes.register(directory, path, located, inode_of(path, located.entry))
             return self._attributes(node.inode, node.entry)
 
     def remembers_absent(self, directory: Inode, name: bytes) -> bool:
@@ -162,15 +171,41 @@ class View:
         return self._tree.manifest.fqrn + path.decode("utf-8", "backslashreplace")
 
     def list(self, directory: Inode) -> tuple[Listed, ...]:
-        """Return the whole listing, without `.` and `..`, sorted by name.  May block.  Raises NotDirectory."""
+        """Return the entries of `listing`."""
+        return self.listing(directory).entries
+
+    def listing(self, directory: Inode) -> Listing:
+        """Return the whole listing.  May block.  Raises NotDirectory."""
         self.counters.add(Counter.LISTINGS)
         node = self._nodes[directory]
         if not node.entry.is_directory:
             raise NotDirectory(f"{node.path!r} is not a directory")
-        children = self._tree.children(node.path)
-        return tuple(
-            Listed(child.name, inode_of(node.path + b"/" + child.name, child), child.mode) for child in children
+        tree, prefix = self._tree, node.path + b"/"
+        entries = tuple(
+            Listed(child.entry.name, inode_of(prefix + child.entry.name, child.entry), child.entry.mode, child)
+            for child in tree.listing(node.path)
         )
+        return Listing(tree, entries)
+
+    def adopt(self, directory: Inode, listing: Listing, start: int, stop: int) -> Sequence[Attributes | None]:
+        """Look up those entries of the directory's listing at once, as `lookup` would one by one.
+
+        None stands for a name that a newer revision does not have.  May block.
+        """
+        path = self._nodes[directory].path + b"/"
+        entries = listing.entries[start:stop]
+        with self._lock:
+            if listing.tree is self._tree:
+                register = self._nodes.register
+                nodes = [register(directory, path + one.name, one.located, one.inode) for one in entries]
+                return [self._attributes(node.inode, node.entry) for node in nodes]
+        return [self._lookup_or_none(directory, one.name) for one in entries]
+
+    def _lookup_or_none(self, directory: Inode, name: bytes) -> Attributes | None:
+        try:
+            return self.lookup(directory, name)
+        except NoEntry:
+            return None
 
     def readlink(self, inode: Inode) -> bytes:
         """Return the target with its variables expanded.  Raises NotReadable."""
@@ -240,13 +275,13 @@ class View:
         Returns what a kernel has to forget.  May block.
         """
         with self._lock:
-            self._tree = tree
+            old, self._tree = self._tree, tree
             nodes = self._nodes.nodes()
             absent, self._absent = self._absent, {}
         names: list[tuple[Inode, bytes]] = []
         directories: list[Inode] = []
         for node in nodes:
-            if self._renew(node, tree):
+            if self._renew(node, old, tree):
                 directories.append(node.inode)
             with self._lock:
                 known = tuple(node.names.items())
@@ -257,8 +292,8 @@ class View:
             self._absent = {key: path for key, path in absent.items() if key not in appeared} | self._absent
         return Changes(tuple(names), tuple(directories))
 
-    def _renew(self, node: Node, tree: Tree) -> bool:
-        """Tie a node that lives on to its row in `tree`; whether it is a directory with other attributes now.
+    def _renew(self, node: Node, old: Tree, tree: Tree) -> bool:
+        """Tie a node that lives on to its row in `tree`; whether it is a directory that looks otherwise now.
 
         So that no catalog of an old revision stays open for what did not change.
         """
@@ -266,6 +301,8 @@ class View:
         if located is None or not _same(located, node.path, node):
             return False
         changed = self._attributes(node.inode, located.entry) != self._attributes(node.inode, node.entry)
+        if node.entry.is_directory and not changed:
+            changed = not _list_alike(old, tree, node.path)
         with self._lock:
             node.entry, node.catalog = located.entry, located.catalog
         return changed
@@ -317,6 +354,14 @@ class View:
 
 def _same(located: Located | None, path: bytes, node: Node) -> bool:
     return located is not None and identity(path, located.entry) == identity(node.path, node.entry)
+
+
+def _list_alike(old: Tree, tree: Tree, path: bytes) -> bool:
+    """Whether a directory of both has the same entries in both; False where that cannot be seen."""
+    try:
+        return tree.lists_like(old, path)
+    except CvmfsProblem:
+        return False
 
 
 def _step(path: bytes, name: bytes) -> bytes:

@@ -16,11 +16,12 @@ import stat
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
+from itertools import islice
 from typing import Final, NamedTuple
 
 from cernvm.cvmfs.errors import NoEntry
 from cernvm.cvmfs.inodes import Inode
-from cernvm.cvmfs.view import Listed, View
+from cernvm.cvmfs.view import Attributes, Listing, View
 
 from . import fuse_wire as wire
 from .errnos import Refusals
@@ -55,7 +56,7 @@ class Listings:
         self._view = view
         self._lock = threading.Lock()
         self._era = 0
-        self._kept: OrderedDict[tuple[Inode, int], Sequence[Listed]] = OrderedDict()
+        self._kept: OrderedDict[tuple[Inode, int], Listing] = OrderedDict()
         self._names = 0
 
     def new_era(self) -> None:
@@ -63,9 +64,9 @@ class Listings:
         with self._lock:
             self._era = self._era + 1 & _ERA
             for key in [key for key in self._kept if key[1] == self._era]:
-                self._names -= len(self._kept.pop(key))
+                self._names -= len(self._kept.pop(key).entries)
 
-    def at(self, directory: Inode, offset: int) -> tuple[Sequence[Listed], int, int]:
+    def at(self, directory: Inode, offset: int) -> tuple[Listing, int, int]:
         """The listing that `offset` belongs to, the place in it, and what to add to a place for an offset.  May block.
 
         A listing that had to go is replaced by the present one.
@@ -76,7 +77,7 @@ class Listings:
             kept = self._kept.get(key)
             if kept is not None:
                 self._kept.move_to_end(key)
-        listing = self._view.list(directory) if kept is None else kept
+        listing = self._view.listing(directory) if kept is None else kept
         if kept is None:
             self._keep(key, listing)
         return listing, offset & _PLACE, era << 24
@@ -84,15 +85,16 @@ class Listings:
     def done(self, directory: Inode, offset: int) -> None:
         """Somebody has read the listing that `offset` belongs to up to its end."""
         with self._lock:
-            self._names -= len(self._kept.pop((directory, offset >> 24 & _ERA), ()))
+            kept = self._kept.pop((directory, offset >> 24 & _ERA), None)
+            self._names -= len(kept.entries) if kept is not None else 0
 
-    def _keep(self, key: tuple[Inode, int], listing: Sequence[Listed]) -> None:
+    def _keep(self, key: tuple[Inode, int], listing: Listing) -> None:
         with self._lock:
             if key not in self._kept:
                 self._kept[key] = listing
-                self._names += len(listing)
+                self._names += len(listing.entries)
             while self._names > MAX_LISTED and len(self._kept) > 1:
-                self._names -= len(self._kept.popitem(last=False)[1])
+                self._names -= len(self._kept.popitem(last=False)[1].entries)
 
 
 class Answers:
@@ -175,34 +177,35 @@ class Answers:
         return Reply(parts=(self._view.read(inode, offset, size),))
 
     def _readdir(self, request: Request, directory: Inode) -> Reply:
+        """As many names as have room; with what LOOKUP would say about them, if that is wanted."""
         _, offset, size = request.fields(wire.READ_IN)
         plus = request.opcode == Opcode.READDIRPLUS
         listing, place, era = self.listings.at(directory, offset)
         parts: list[bytes] = []
-        granted: list[Inode] = []
-        if place < 2:
-            own = (Listed(b".", directory, stat.S_IFDIR), Listed(b"..", directory, stat.S_IFDIR))
-            put = wire.listed_unknown if plus else wire.listed
-            parts += [put(*one, era + at + 1) for at, one in enumerate(own) if at >= place]
-            size -= sum(map(len, parts))
-        for at in range(max(0, place - 2), len(listing)):
-            one = listing[at]
+        put = wire.listed_unknown if plus else wire.listed
+        for at in range(place, 2):
+            parts.append(put(b"." * (at + 1), directory, stat.S_IFDIR, era + at + 1))
+            size -= len(parts[-1])
+        start = stop = max(0, place - 2)
+        for one in islice(listing.entries, start, None):
             size -= wire.listed_size(one.name, plus=plus)
             if size < 0:
                 break
-            if not plus:
-                parts.append(wire.listed(*one, era + at + 3))
-                continue
-            try:
-                found = self._view.lookup(directory, one.name)
-            except NoEntry:  # the listing is older than the revision
-                parts.append(wire.listed_unknown(*one, era + at + 3))
-                continue
-            granted.append(found.inode)
-            parts.append(wire.listed_plus(one.name, found, era + at + 3, KEEP))
+            stop += 1
+        names = enumerate(listing.entries[start:stop], era + start + 3)
+        found: Sequence[Attributes | None] = ()
+        if plus:
+            found = self._view.adopt(directory, listing, start, stop)
+            for shown, (following, one) in zip(found, names, strict=True):
+                if shown is None:
+                    parts.append(wire.listed_unknown(one.name, one.inode, one.mode, following))
+                else:
+                    parts.append(wire.listed_plus(one.name, shown, following, KEEP))
+        else:
+            parts += [wire.listed(one.name, one.inode, one.mode, following) for following, one in names]
         if not parts:
             self.listings.done(directory, offset)
-        return Reply(parts=(b"".join(parts),), granted=tuple(granted))
+        return Reply(parts=(b"".join(parts),), granted=tuple(shown.inode for shown in found if shown is not None))
 
     def _getxattr(self, request: Request, inode: Inode) -> Reply:
         name = request.name(wire.GETXATTR_IN.size)
