@@ -42,12 +42,16 @@ class CacheOwner:
     def tidy(self, boot: bytes) -> None:
         """Remove leftovers, have the size counted anew, and drop what a crash of the machine may have torn.
 
-        `boot` tells one run of the machine from the next; objects are not put on the disk one by one (that costs
-        more than they do), so after a new start those written last are fetched again.
+        What a worker of an earlier daemon still writes is no leftover.  `boot` tells one run of the machine from the
+        next; objects are not put on the disk one by one (that costs more than they do), so after a new start those
+        written last are fetched again.
         """
         for leftover in (self._directory / "txn").iterdir():
-            leftover.unlink(missing_ok=True)
-        (self._directory / "lock").unlink(missing_ok=True)
+            if not _written(leftover):
+                leftover.unlink(missing_ok=True)
+        cache = Cache(self._directory, None)
+        cache.recount()
+        cache.close()
         if os.pread(self._fd, len(boot) + 1, 0) not in (b"", boot):
             self._drop_recent()
         os.ftruncate(self._fd, 0)
@@ -65,3 +69,15 @@ class CacheOwner:
         for file, written in times.items():
             if written > last - _CRASH_WINDOW:
                 file.unlink()
+
+
+def _written(temporary: Path) -> bool:
+    """Whether a process still writes this file."""
+    try:
+        with temporary.open("rb") as file:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except FileNotFoundError:
+        pass
+    return False

@@ -48,6 +48,10 @@ class Unreachable(CvmfsProblem):
     bus_name: ClassVar[str] = "Unreachable"
 
 
+class TimedOut(Unreachable):
+    """It takes longer than a program may be kept waiting."""
+
+
 class ObjectMissing(Unreachable):
     """Every server that answered says that it does not have it."""
 
@@ -56,6 +60,10 @@ class CacheFull(CvmfsProblem):
     """The cache cannot take the object: the disk is full or the limit is smaller than the object allows."""
 
     bus_name: ClassVar[str] = "CacheFull"
+
+
+class DiskFull(CacheFull):
+    """The disk of the cache has no space left, whatever the limit."""
 
 
 class Unsupported(CvmfsProblem):

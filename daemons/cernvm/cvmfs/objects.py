@@ -2,12 +2,14 @@
 """Objects by their hash: from the cache, else over HTTP, verified before anybody can see them.
 
 The bytes are hashed as they arrive and inflated into a temporary file; only when hash, end of stream and size are
-right does the cache get its name.  Several threads that want one object wait for one transfer.  A bounded number of
-objects stays open, so that reads of hot files cost one system call.  Thread-safe.
+right does the cache get its name.  Several threads that want one object wait for one transfer, and several processes
+of one cache take turns; who waits longer than its patience gets an error, and the transfer goes on for the next one.
+A bounded number of objects stays open, so that reads of hot files cost one system call.  Thread-safe.
 """
 
 from __future__ import annotations
 
+import logging
 import os
 import threading
 import zlib
@@ -16,16 +18,26 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final, Protocol
 
+from cernvm.kit.errors import Problem
+
 from .cache import Cache, OpenObject
 from .counters import Counter, Counters
-from .errors import CvmfsProblem, ObjectCorrupt
+from .crew import Crew
+from .errors import CvmfsProblem, DiskFull, ObjectCorrupt, TimedOut
 from .fetch import R
 from .flags import Compression
 from .hashes import ContentHash, Hasher, Kind
 
+log = logging.getLogger(__name__)
 MAX_OPEN: Final = 512
 MAX_OPEN_BYTES: Final = 1 << 30
 """Of the open objects together: what the cache drops takes its space until it is closed."""
+MAX_IN_MEMORY: Final = 64 << 20
+"""Bytes of the open objects when the cache's disk is read-only, so that they may lie in memory."""
+MAX_TRANSFERS: Final = 32
+"""Transfers of one repository at the same time; HTTP has a bound of its own."""
+PATIENCE: Final = 120.0
+"""Seconds that one request waits for one object."""
 MAX_UNSIZED: Final = 4 << 30
 """Bytes that an object may inflate to whose size is not known beforehand."""
 _PIECE: Final = 1 << 20
@@ -121,8 +133,10 @@ class _Transfer:
 class Objects:
     """The objects of one repository."""
 
-    def __init__(self, cache: Cache, source: Source, counters: Counters) -> None:
+    def __init__(self, cache: Cache, source: Source, counters: Counters, *, patience: float = PATIENCE) -> None:
         self.cache = cache
+        self.patience = patience
+        self._crew = Crew(MAX_TRANSFERS, "fetch")
         self._source = source
         self._counters = counters
         self._lock = threading.Lock()
@@ -130,9 +144,10 @@ class Objects:
         self._open_bytes = 0
         self._under_way: dict[str, _Transfer] = {}
 
-    def open(self, ref: ObjectRef, *, pin: bool = False) -> OpenObject:
+    def open(self, ref: ObjectRef, *, pin: bool = False, missing: Callable[[], None] | None = None) -> OpenObject:
         """Return the object's content, fetching it if need be; with `pin` the cache keeps it while this lives.
 
+        `missing` is called, and must not block, when the object has to be fetched.
         Raises ObjectCorrupt, Unreachable, ObjectMissing, CacheFull, OSError.
         """
         name = ref.cache_name
@@ -144,7 +159,7 @@ class Objects:
             self.cache.touch(known)
             self._counters.add(Counter.CACHE_HITS)
         else:
-            known = self._cached_or_fetched(ref, name)
+            known = self._cached_or_fetched(ref, name, missing)
         if ref.size is not None and known.size != ref.size:
             raise ObjectCorrupt(f"object {ref} has {known.size} bytes in the cache where the catalog says {ref.size}")
         if pin:
@@ -162,39 +177,59 @@ class Objects:
             self._open.clear()
             self._open_bytes = 0
 
-    def _cached_or_fetched(self, ref: ObjectRef, name: str) -> OpenObject:
+    def _cached_or_fetched(self, ref: ObjectRef, name: str, missing: Callable[[], None] | None) -> OpenObject:
         with self._lock:
             transfer = self._under_way.get(name)
             mine = transfer is None
             if transfer is None:
                 transfer = self._under_way[name] = _Transfer()
         if mine:
-            self._carry_out(ref, name, transfer)
+            self._begin(ref, name, transfer)
         else:
-            transfer.done.wait()  # ends: the transfer of the other thread does, and sets it in any case
             self._counters.add(Counter.CACHE_MISSES)
+        if not transfer.done.wait(self.patience):
+            raise TimedOut(f"object {ref} is not here after {self.patience:g} s; its transfer goes on")
         if transfer.failure is not None:
             raise _again(transfer.failure)
         assert transfer.result is not None
         return transfer.result
 
-    def _carry_out(self, ref: ObjectRef, name: str, transfer: _Transfer) -> None:
+    def _begin(self, ref: ObjectRef, name: str, transfer: _Transfer) -> None:
+        """Take the object from the cache, or have the crew fetch it."""
         try:
-            transfer.result = self._from_cache(ref, name) or self._from_network(ref, name)
+            found = self._from_cache(ref, name)
+        except BaseException as error:
+            self._finish(name, transfer, None, error)
+            raise
+        if found is not None:
+            self._finish(name, transfer, found, None)
+        else:
+            self._crew.do(lambda: self._carry_out(ref, name, transfer))
+
+    def _carry_out(self, ref: ObjectRef, name: str, transfer: _Transfer) -> None:
+        result: OpenObject | None = None
+        failure: BaseException = Problem(f"object {ref}: the transfer was lost by an error of ours; the log tells why")
+        try:
+            result = self._from_network(ref, name)
         except (CvmfsProblem, OSError) as error:
-            transfer.failure = error
+            failure = error
         finally:
-            with self._lock:
-                del self._under_way[name]
-                if transfer.result is not None:
-                    self._keep_open(name, transfer.result)
-            transfer.done.set()
+            self._finish(name, transfer, result, None if result else failure)
+
+    def _finish(self, name: str, transfer: _Transfer, result: OpenObject | None, failure: BaseException | None) -> None:
+        transfer.result, transfer.failure = result, failure
+        with self._lock:
+            del self._under_way[name]
+            if result is not None:
+                self._keep_open(name, result)
+        transfer.done.set()
 
     def _keep_open(self, name: str, opened: OpenObject) -> None:
         """Remember an open object, and forget what was used least recently; the caller holds the lock."""
         self._open[name] = opened
         self._open_bytes += opened.size
-        while len(self._open) > 1 and (len(self._open) > MAX_OPEN or self._open_bytes > MAX_OPEN_BYTES):
+        most = MAX_IN_MEMORY if self.cache.read_only else MAX_OPEN_BYTES
+        while len(self._open) > 1 and (len(self._open) > MAX_OPEN or self._open_bytes > most):
             _, dropped = self._open.popitem(last=False)
             self._open_bytes -= dropped.size
 
@@ -210,6 +245,18 @@ class Objects:
 
     def _from_network(self, ref: ObjectRef, name: str) -> OpenObject:
         self._counters.add(Counter.CACHE_MISSES)
+        with self.cache.fetching(name):
+            found = self._from_cache(ref, name)  # another process may have fetched it meanwhile
+            if found is not None:
+                return found
+            try:
+                return self._fetched(ref, name)
+            except DiskFull:
+                left = self.cache.cleanup(self.cache.used() // 2)
+                log.warning("%s: the disk is full; the cache gave way, down to %d bytes", self.cache.directory, left)
+                return self._fetched(ref, name)
+
+    def _fetched(self, ref: ObjectRef, name: str) -> OpenObject:
         with self.cache.writing(name) as fd:
             self._source.fetch(ref.content.path(ref.kind), lambda: Verifier(ref, fd))
             return OpenObject(os.dup(fd))

@@ -26,6 +26,7 @@ ERRNO: Final[Mapping[type[Problem], int]] = {
     errors.NotReadable: errno.EINVAL,
     errors.NoAttribute: errno.ENODATA,
     errors.CacheFull: errno.ENOSPC,
+    errors.DiskFull: errno.ENOSPC,
     errors.Unsupported: errno.EOPNOTSUPP,
     errors.Malformed: errno.EIO,
     errors.Untrusted: errno.EIO,
@@ -33,6 +34,7 @@ ERRNO: Final[Mapping[type[Problem], int]] = {
     errors.ObjectCorrupt: errno.EIO,
     errors.Unreachable: errno.EIO,
     errors.ObjectMissing: errno.EIO,
+    errors.TimedOut: errno.EIO,
     errors.Mistake: errno.EIO,
     errors.NoRepository: errno.EIO,
 }
