@@ -111,32 +111,6 @@ def test_parameters_that_are_not_followed_are_listed(tmp_path: Path) -> None:
     assert found.unsupported() == ["CVMFS_QUOTA_LIMIT", "CVMFS_USE_GEOAPI"]
 
 
-GOOD = "CVMFS_SERVER_URL='http://a/@fqrn@; http://b/@fqrn@'\nCVMFS_HTTP_PROXY='p:3128|http://q:1;DIRECT'\n"
-
-
-def test_servers_proxies_and_patience(tmp_path: Path) -> None:
-    transport = client.transport_of(read(tmp_path, GOOD + "CVMFS_TIMEOUT=7\nCVMFS_MAX_RETRIES=3\n"))
-    assert transport.servers == (f"http://a/{FQRN}", f"http://b/{FQRN}")
-    assert transport.proxy_groups == (("http://p:3128", "http://q:1"), ("DIRECT",))
-    assert (transport.timeout_proxy, transport.timeout_direct, transport.retries.tries) == (7, 10, 3)
-    assert client.transport_of(read(tmp_path, GOOD + "CVMFS_MAX_SERVERS=1\n")).servers == (f"http://a/{FQRN}",)
-
-
-@pytest.mark.parametrize(
-    ("text", "told"),
-    [
-        ("CVMFS_HTTP_PROXY=DIRECT", "CVMFS_SERVER_URL is not set"),
-        ("CVMFS_SERVER_URL=http://a", "CVMFS_HTTP_PROXY is not set"),
-        ("CVMFS_SERVER_URL=http://a\nCVMFS_HTTP_PROXY=';|'", "names no proxy"),
-        ("CVMFS_SERVER_URL=http://a\nCVMFS_HTTP_PROXY=auto", "'auto' .* is not supported"),
-        ("CVMFS_SERVER_URL=ftp://a\nCVMFS_HTTP_PROXY=DIRECT", "'ftp://a' is not an http URL"),
-    ],
-)
-def test_a_transport_that_cannot_be_is_one_sentence(tmp_path: Path, text: str, told: str) -> None:
-    with pytest.raises(Mistake, match=told):
-        client.transport_of(read(tmp_path, text))
-
-
 def test_what_entries_look_like_follows_the_parameters(tmp_path: Path) -> None:
     plain = client.policy_of(read(tmp_path, "CVMFS_ARCH=x86_64\n"))
     assert plain.owner == (os.geteuid(), os.getegid())

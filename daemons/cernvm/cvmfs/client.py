@@ -12,20 +12,16 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from random import Random
 from typing import Final
-
-from cernvm import __version__
-from cernvm.kit.backoff import Backoff
 
 from .cache import Cache
 from .counters import Counters
 from .errors import Mistake
-from .fetch import Fetcher
-from .http import DIRECT, Http, Transport
 from .magic import Visibility
+from .network import Network, connect
 from .objects import Objects
 from .parameters import Parameters
+from .prefetch import Prefetcher
 from .repository import Anchor, Repository
 from .trust import Blacklist, load_master_keys, parse_blacklist
 from .view import Changes, Policy, View
@@ -46,12 +42,14 @@ class MountOptions:
 class Client:
     """An open repository and its view."""
 
-    def __init__(self, repository: Repository, view: View, http: Http, options: MountOptions, auto_update: bool):
+    def __init__(
+        self, repository: Repository, view: View, network: Network, options: MountOptions, auto_update: bool
+    ) -> None:
         self.repository = repository
         self.view = view
+        self.network = network
         self.options = options
         self.auto_update = auto_update
-        self._http = http
 
     def refresh(self) -> Changes | None:
         """Switch to a newer revision if there is one.  Blocks; one thread only.  Raises CvmfsProblem."""
@@ -64,7 +62,8 @@ class Client:
 
     def close(self) -> None:
         """Let go of connections and open objects."""
-        self._http.close()
+        self.view.close()
+        self.network.close()
         self.repository.objects.close()
 
 
@@ -76,73 +75,25 @@ def open_client(parameters: Parameters, cache: Cache, counters: Counters) -> Cli
         log.warning("%s: these parameters are set and not followed yet: %s", fqrn, ", ".join(unsupported))
     if parameters.flag("CVMFS_STRICT_MOUNT", False) and fqrn not in _words(parameters.get("CVMFS_REPOSITORIES")):
         raise parameters.mistake("CVMFS_STRICT_MOUNT", f"{fqrn} is not among CVMFS_REPOSITORIES")
-    transport = transport_of(parameters)
     anchor = anchor_of(parameters)
     policy = policy_of(parameters)
-    http = Http(transport, counters)
-    fetcher = Fetcher(transport, http, counters, random=Random())
+    network = connect(parameters, counters, cache.directory)
+    fetcher = network.fetcher
     objects = Objects(cache, fetcher, counters)
     repository = Repository(
         anchor, fetcher, objects, now=lambda: datetime.now(UTC), max_ttl=60 * parameters.number("CVMFS_MAX_TTL", 0)
     )
     try:
-        view = View(repository.load(), objects, policy, counters)
+        view = View(repository.load(), objects, policy, counters, Prefetcher(objects))
     except BaseException:
-        http.close()
+        network.close()
         objects.close()
         raise
     options = MountOptions(
         check_permissions=parameters.flag("CVMFS_CHECK_PERMISSIONS", True),
         allow_setuid=parameters.flag("CVMFS_SUID", False),
     )
-    return Client(repository, view, http, options, parameters.flag("CVMFS_AUTO_UPDATE", True))
-
-
-def transport_of(parameters: Parameters) -> Transport:
-    """Servers, proxies and patience.  Raises Mistake naming the parameter."""
-    servers = tuple(parameters.need("CVMFS_SERVER_URL").replace('"', "").split(";"))
-    servers = tuple(server.strip() for server in servers if server.strip())
-    for server in servers:
-        if not server.startswith(("http://", "https://")):
-            raise parameters.mistake("CVMFS_SERVER_URL", f"{server!r} is not an http URL")
-    most = parameters.number("CVMFS_MAX_SERVERS", 0)
-    retries = parameters.number("CVMFS_MAX_RETRIES", 1)
-    return Transport(
-        servers=servers[:most] if most else servers,
-        proxy_groups=_proxy_groups(parameters),
-        timeout_proxy=max(1, parameters.number("CVMFS_TIMEOUT", 5)),
-        timeout_direct=max(1, parameters.number("CVMFS_TIMEOUT_DIRECT", 10)),
-        low_speed=max(1, parameters.number("CVMFS_LOW_SPEED_LIMIT", 1024)),
-        retries=Backoff(
-            first=parameters.number("CVMFS_BACKOFF_INIT", 2),
-            cap=parameters.number("CVMFS_BACKOFF_MAX", 10),
-            tries=min(retries, 20),
-        ),
-        follow_redirects=parameters.flag("CVMFS_FOLLOW_REDIRECTS", False),
-        server_reset=parameters.number("CVMFS_HOST_RESET_AFTER", 1800),
-        proxy_reset=parameters.number("CVMFS_PROXY_RESET_AFTER", 300),
-        user_agent=f"cernvm-cvmfsd {__version__}",
-    )
-
-
-def _proxy_groups(parameters: Parameters) -> tuple[tuple[str, ...], ...]:
-    text = parameters.need("CVMFS_HTTP_PROXY")
-    groups = []
-    for group in text.split(";"):
-        members = tuple(_proxy(member.strip(), parameters) for member in group.split("|") if member.strip())
-        if members:
-            groups.append(members)
-    if not groups:
-        raise parameters.mistake("CVMFS_HTTP_PROXY", "names no proxy; DIRECT means none is wanted")
-    return tuple(groups)
-
-
-def _proxy(member: str, parameters: Parameters) -> str:
-    if member == DIRECT:
-        return DIRECT
-    if member == "auto":
-        raise parameters.mistake("CVMFS_HTTP_PROXY", "'auto' (proxy discovery) is not supported yet")
-    return member if "://" in member else f"http://{member}"
+    return Client(repository, view, network, options, parameters.flag("CVMFS_AUTO_UPDATE", True))
 
 
 def anchor_of(parameters: Parameters) -> Anchor:

@@ -98,8 +98,12 @@ class Fetcher:
         sleep: Callable[[float], None] = time.sleep,
         clock: Callable[[], float] = time.monotonic,
         groups: Groups | None = None,
+        renew: Callable[[], Groups] | None = None,
     ) -> None:
-        """`groups`: the proxies by address; without, they are connected to by the transport's names."""
+        """`groups`: the proxies by address; without, they are connected to by the transport's names.
+
+        `renew` gives them anew and may block; it is called in a thread of its own, now and then while fetches come.
+        """
         self._transport = transport
         self._wire = wire
         self._counters = counters
@@ -111,6 +115,8 @@ class Fetcher:
         proxies = Proxies(named, transport.proxy_reset, random, shard=transport.shard)
         self._routes = Routes(Servers(transport.servers, transport.server_reset), proxies)
         self._throttle = Throttle()
+        self._renew = renew
+        self._renewed = clock()
 
     def fetch(self, path: str, begin: Callable[[], R], *, span: Span | None = None) -> R:
         """Return the receiver that took `path` (or a part of it) whole; `begin` makes a fresh one per attempt.
@@ -126,6 +132,9 @@ class Fetcher:
     def _pursue(self, path: str, begin: Callable[[], R], span: Span | None, only: str | None) -> R:
         with self._lock:
             pursuit = Pursuit(self._routes, path, list(self._transport.retries.delays(self._random)), only)
+            if self._renew is not None and self._clock() - self._renewed > self._transport.lookup_every:
+                self._renewed = self._clock()
+                threading.Thread(target=self._renew_proxies, args=(self._renew,), name="look up", daemon=True).start()
         reasons: dict[str, Failed | ObjectCorrupt] = {}
         attempt = self._next(pursuit)
         while attempt is not None:
@@ -199,6 +208,9 @@ class Fetcher:
         """Take these proxies (at least one) from now on; what is known of those that stay is kept."""
         with self._lock:
             self._routes.proxies.replace(groups)
+
+    def _renew_proxies(self, renew: Callable[[], Groups]) -> None:
+        self.use_proxies(renew())
 
 
 def _verdict(path: str, reasons: dict[str, Failed | ObjectCorrupt]) -> CvmfsProblem:

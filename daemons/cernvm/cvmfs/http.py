@@ -39,6 +39,8 @@ class Transport:
 
     servers: tuple[str, ...]
     proxy_groups: tuple[tuple[str, ...], ...] = ((DIRECT,),)
+    fallback_groups: int = 0
+    """So many of the groups, at the end, are there only for when the others fail."""
     timeout_proxy: int = 5
     timeout_direct: int = 10
     low_speed: int = 1024
