@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from cernvm.cvmfs import flags
 from cernvm.cvmfs.cache import OpenObject
-from cernvm.cvmfs.catalog import Catalog
+from cernvm.cvmfs.catalog import Catalog, Nested
 from cernvm.cvmfs.errors import Malformed, Unsupported
 from cernvm.cvmfs.hashes import Algorithm, ContentHash, path_hash
 from cernvm.cvmfs.xattrs import parse_xattrs
@@ -62,7 +62,7 @@ class Maker:
     def open(self, prefix: bytes = b"") -> Catalog:
         self.database.commit()
         self.database.close()
-        return Catalog(OpenObject(os.open(self.file, os.O_RDONLY)), SOME, prefix)
+        return Catalog(OpenObject(os.open(self.file, os.O_RDONLY)), Nested(SOME, None, prefix), prefix)
 
 
 @pytest.fixture
@@ -179,7 +179,7 @@ def test_other_schemas_and_other_files_are_refused(tmp_path: Path) -> None:
     for file in ("three", "empty"):
         (tmp_path / file).touch()
         with pytest.raises(Malformed, match="cannot be read"):
-            Catalog(OpenObject(os.open(tmp_path / file, os.O_RDONLY)), SOME, b"")
+            Catalog(OpenObject(os.open(tmp_path / file, os.O_RDONLY)), Nested(SOME, None), b"")
 
 
 def test_a_catalog_reads_on_after_its_file_lost_its_name(maker: Maker) -> None:
@@ -204,3 +204,49 @@ def test_any_blob_of_attributes_is_read_or_refused(blob: bytes) -> None:
     except Malformed:
         return
     assert sum(len(key) + len(value) for key, value in found.items()) <= len(blob)
+
+
+@pytest.mark.parametrize("revision", range(8))
+def test_catalogs_of_every_revision_are_read(tmp_path: Path, revision: int) -> None:
+    """What each revision of the schema brought: 1 the size of nested catalogs, 2 xattr, 4 binds, 7 nanoseconds."""
+    columns = [name for name in NEW.split() if revision >= {"xattr": 2, "mtimens": 7}.get(name, 0)]
+    maker = Maker(tmp_path / "catalog", columns=" ".join(columns))
+    maker.run("INSERT INTO properties VALUES ('schema_revision', ?)", str(revision))
+    maker.run("DROP TABLE nested_catalogs")
+    maker.run(f"CREATE TABLE nested_catalogs (path TEXT, sha1 TEXT{', size INTEGER' if revision >= 1 else ''})")
+    maker.run("INSERT INTO nested_catalogs (path, sha1) VALUES ('/n', ?)", str(SOME))
+    if revision >= 1:
+        maker.run("UPDATE nested_catalogs SET size = 77")
+    if revision >= 4:
+        maker.run("CREATE TABLE bind_mountpoints (path TEXT, sha1 TEXT, size INTEGER)")
+        maker.run("INSERT INTO bind_mountpoints VALUES ('/b', ?, 0)", str(SOME))
+    if revision == 0:
+        maker.run("DROP TABLE statistics")
+    maker.directory(b"")
+    maker.row(b"/f", hash=SOME.digest, mtimens=9, xattr=b"\x01\x01\x06\x01user.a1")
+    catalog = maker.open()
+    entry = catalog.find(b"/f")
+    assert entry is not None
+    assert entry.mtime_ns == 5 * 10**9 + (9 if revision >= 7 else 0)
+    assert parse_xattrs(entry.xattrs) == ({b"user.a": b"1"} if revision >= 2 else {})
+    assert catalog.nested[b"/n"].size == (77 if revision >= 1 else None)
+    assert (b"/b" in catalog.nested) == (revision >= 4)
+    assert catalog.statistics() == {}
+
+
+def test_a_question_without_end_has_one(maker: Maker, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("cernvm.cvmfs.catalog._MOST_TICKS", 10)
+    maker.run("DROP TABLE statistics")
+    endless = (
+        "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n) SELECT 'x' AS counter, max(i) AS value FROM n"
+    )
+    maker.run(f"CREATE VIEW statistics AS {endless}")
+    with pytest.raises(Malformed, match="interrupted"):
+        maker.open().statistics()
+
+
+@pytest.mark.parametrize("column", ["mode", "flags", "uid", "hardlinks"])
+def test_numbers_that_are_none_are_refused(maker: Maker, column: str) -> None:
+    maker.row(b"/f", **{column: "1.5"})
+    with pytest.raises(Malformed, match="wrong types"):
+        maker.open().find(b"/f")

@@ -27,12 +27,20 @@ from .objects import ObjectRef
 
 _SCHEMA: Final = r"2\.[45]0*"
 MAX_NAME: Final = 255
-_COLUMNS: Final = (
-    *("md5path_1", "md5path_2", "parent_1", "parent_2", "hardlinks", "hash", "size", "mode", "mtime", "mtimens"),
-    *("flags", "name", "symlink", "uid", "gid", "xattr"),
+_NANO: Final = 10**9
+_WHOLE: Final = (
+    *("md5path_1", "md5path_2", "parent_1", "parent_2", "hardlinks", "size", "mode", "mtime", "flags", "uid", "gid"),
 )
+"""Columns that hold whole numbers in every row."""
+_COLUMNS: Final = (*_WHOLE, "mtimens", "hash", "name", "symlink", "xattr")
 _CHUNKS: Final = "SELECT offset, size, hash FROM chunks WHERE md5path_1 = ? AND md5path_2 = ? ORDER BY offset"
 _OPTIONAL: Final = frozenset({"mtimens", "xattr"})
+_ONLY_WHOLE: Final = {int}
+_LONGEST: Final = 1 << 20
+"""Bytes of one value; the longest that the format has is an xattr column of 130 kB."""
+_TICK: Final = 1_000_000
+_MOST_TICKS: Final = 300
+"""Instructions of SQLite for one question (some ten seconds): a schema can hide a computation without end."""
 _KNOWN_TYPES: Final = frozenset(
     {stat.S_IFREG, stat.S_IFDIR, stat.S_IFLNK, stat.S_IFIFO, stat.S_IFSOCK, stat.S_IFCHR, stat.S_IFBLK}
 )
@@ -99,6 +107,8 @@ class Nested:
     content: ContentHash
     size: int | None
     """Bytes of the data base file, None where the writer did not say."""
+    root: bytes | None = b""
+    """The path that the catalog itself says it is for; None where any is right: another root catalog, bound here."""
 
     @property
     def object(self) -> ObjectRef:
@@ -107,23 +117,29 @@ class Nested:
 
 
 class Catalog:
-    """An open catalog; `prefix` is the path of its root inside the repository (b"" for the repository's root)."""
+    """An open catalog; `prefix` is the path at which it is shown (b"" for the repository's root).
 
-    def __init__(self, file: OpenObject, content: ContentHash, prefix: bytes) -> None:
+    That is the path which its rows were written for (`root`), except below a bind mountpoint: paths are translated.
+    """
+
+    def __init__(self, file: OpenObject, nested: Nested, prefix: bytes) -> None:
         """Open and check.  Raises Malformed or Unsupported."""
-        self.content = content
+        self.content = nested.content
         self.prefix = prefix
         self._file = file
         self._lock = threading.Lock()
+        self._ticks = 0
         try:
             self._connection = sqlite3.connect(
                 f"file:/proc/self/fd/{file.fd}?mode=ro&immutable=1", uri=True, check_same_thread=False
             )
         except sqlite3.Error as error:
-            raise Malformed(f"catalog {content} cannot be opened: {error}") from error
+            raise Malformed(f"catalog {self.content} cannot be opened: {error}") from error
         try:
             self._connection.text_factory = bytes
-            self._read_head()
+            self._connection.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, _LONGEST)
+            self._connection.set_progress_handler(self._tick, _TICK)
+            self._read_head(nested.root)
         except BaseException:
             self._connection.close()
             raise
@@ -133,35 +149,52 @@ class Catalog:
         if connection is not None:
             connection.close()
 
-    def _read_head(self) -> None:
+    def _tick(self) -> bool:
+        self._ticks += 1
+        return self._ticks > _MOST_TICKS
+
+    def _read_head(self, root: bytes | None) -> None:
         self._query("PRAGMA trusted_schema=OFF")
         self.properties: Mapping[bytes, bytes] = {
-            bytes(key): _as_bytes(value) for key, value in self._query("SELECT key, value FROM properties")
+            _as_bytes(key): _as_bytes(value) for key, value in self._query("SELECT key, value FROM properties")
         }
         schema = self.properties.get(b"schema", b"").decode("ascii", "replace")
         if not re.fullmatch(_SCHEMA, schema):
             raise Unsupported(f"catalog {self.content} has the schema {schema!r}; known are 2.4 and 2.5")
-        if self.properties.get(b"root_prefix", b"") != self.prefix:
+        self.root = self.properties.get(b"root_prefix", b"")
+        if root is not None and self.root != root:
             raise Malformed(f"catalog {self.content} is not the one for {self.prefix!r}")
-        present = {bytes(row[1]).decode("ascii", "replace") for row in self._query("PRAGMA table_info(catalog)")}
+        present = self._columns_of("catalog")
         missing = [name for name in _COLUMNS if name not in present | _OPTIONAL]
         if missing:
             raise Malformed(f"catalog {self.content} has no column {', '.join(missing)}")
         self._columns = ", ".join(name if name in present else f"NULL AS {name}" for name in _COLUMNS)
         self.nested: Mapping[bytes, Nested] = self._read_nested()
+        """What is mounted in it, by the path at which it is shown."""
+
+    def _columns_of(self, table: str) -> set[str]:
+        return {_as_bytes(row[1]).decode("ascii", "replace") for row in self._query(f"PRAGMA table_info({table})")}
 
     def _read_nested(self) -> dict[bytes, Nested]:
-        columns = {bytes(row[1]) for row in self._query("PRAGMA table_info(nested_catalogs)")}
-        size = "size" if b"size" in columns else "NULL"
         found = {}
-        for path, content, length in self._query(f"SELECT path, sha1, {size} FROM nested_catalogs"):
-            path = _as_bytes(path)
-            if not path.startswith(self.prefix + b"/"):
-                raise Malformed(f"catalog {self.content} mounts {path!r} outside of {self.prefix!r}")
-            found[path] = Nested(
-                parse_hash(_as_bytes(content)), length if isinstance(length, int) and length > 0 else None
-            )
+        for table in ("bind_mountpoints", "nested_catalogs"):
+            columns = self._columns_of(table)
+            if not columns and table == "bind_mountpoints":
+                continue  # older than revision 4
+            size = "size" if "size" in columns else "NULL"
+            for path, content, length in self._query(f"SELECT path, sha1, {size} FROM {table}"):
+                path = _as_bytes(path)
+                if not path.startswith(self.root + b"/"):
+                    raise Malformed(f"catalog {self.content} mounts {path!r} outside of {self.root!r}")
+                found[self.prefix + path[len(self.root) :]] = Nested(
+                    parse_hash(_as_bytes(content)),
+                    length if isinstance(length, int) and length > 0 else None,
+                    path if table == "nested_catalogs" else None,
+                )
         return found
+
+    def _hash_of(self, path: bytes) -> PathHash:
+        return path_hash(self.root + path[len(self.prefix) :])
 
     @property
     def ttl(self) -> int | None:
@@ -171,7 +204,7 @@ class Catalog:
 
     def find(self, path: bytes) -> Entry | None:
         """Return the entry with the path `path`, if this catalog has it.  Raises Malformed."""
-        first, second = path_hash(path)
+        first, second = self._hash_of(path)
         rows = self._query(
             f"SELECT {self._columns} FROM catalog WHERE md5path_1 = ? AND md5path_2 = ?", (first, second)
         )
@@ -179,7 +212,7 @@ class Catalog:
 
     def children(self, path: bytes) -> list[Entry]:
         """Return the visible entries of the directory `path`, sorted by name.  Raises Malformed."""
-        first, second = path_hash(path)
+        first, second = self._hash_of(path)
         rows = self._query(f"SELECT {self._columns} FROM catalog WHERE parent_1 = ? AND parent_2 = ?", (first, second))
         entries = [self._entry(row) for row in rows]
         visible = [entry for entry in entries if not entry.flags & flags.HIDDEN]
@@ -205,13 +238,17 @@ class Catalog:
 
     def statistics(self) -> dict[str, int]:
         """The writer's counters (`self_regular`, `subtree_dir`, ...)."""
+        if not self._columns_of("statistics"):
+            return {}
         rows = self._query("SELECT counter, value FROM statistics")
         return {_as_bytes(name).decode("ascii", "replace"): value for name, value in rows if isinstance(value, int)}
 
     def _query(self, statement: str, values: Sequence[object] = ()) -> list[tuple[Any, ...]]:
         try:
-            with self._lock, closing(self._connection.execute(statement, values)) as cursor:
-                return cursor.fetchall()
+            with self._lock:
+                self._ticks = 0
+                with closing(self._connection.execute(statement, values)) as cursor:
+                    return cursor.fetchall()
         except sqlite3.Error as error:
             raise Malformed(f"catalog {self.content} cannot be read: {error}") from error
 
@@ -219,29 +256,29 @@ class Catalog:
         return blake2b(repr(self._query(_CHUNKS, (first, second))).encode(), digest_size=DIGEST_SIZE).digest()
 
     def _entry(self, row: tuple[Any, ...]) -> Entry:
-        (first, second, up_first, up_second, hardlinks, digest, size, mode, mtime, mtimens) = row[:10]
-        (bits, name, target, uid, gid, xattrs) = row[10:]
-        try:
-            entry = Entry(
-                path_hash=PathHash(int(first), int(second)),
-                parent=PathHash(int(up_first), int(up_second)),
-                name=_as_bytes(name),
-                mode=int(mode),
-                size=max(0, int(size)),
-                mtime_ns=int(mtime) * 10**9 + int(mtimens or 0),
-                uid=int(uid) & 0xFFFFFFFF,
-                gid=int(gid) & 0xFFFFFFFF,
-                links=max(1, int(hardlinks) & 0xFFFFFFFF),
-                link_group=int(hardlinks) >> 32 & 0xFFFFFFFF,
-                flags=int(bits),
-                content=None if digest is None else ContentHash(_as_bytes(digest), flags.algorithm_of(bits)),
-                target=_as_bytes(target),
-                xattrs=None if xattrs is None else _as_bytes(xattrs),
-                chunks_digest=self._chunks_digest(first, second) if int(bits) & flags.CHUNKED else b"",
-            )
-        except (TypeError, ValueError) as error:
-            raise Malformed(f"catalog {self.content} has an entry of wrong types: {error}") from error
-        if stat.S_IFMT(entry.mode) not in _KNOWN_TYPES or entry.is_directory != bool(entry.flags & flags.DIRECTORY):
+        whole = row[: len(_WHOLE)]
+        (first, second, up_first, up_second, hardlinks, size, mode, mtime, bits, uid, gid) = whole
+        (mtimens, digest, name, target, xattrs) = row[len(_WHOLE) :]
+        if set(map(type, whole)) != _ONLY_WHOLE or mode & ~0xFFFF:
+            raise Malformed(f"catalog {self.content} has an entry of wrong types: {name!r}")
+        entry = Entry(
+            path_hash=PathHash(first, second),
+            parent=PathHash(up_first, up_second),
+            name=_as_bytes(name),
+            mode=mode,
+            size=max(0, size),
+            mtime_ns=mtime * _NANO + (mtimens if isinstance(mtimens, int) and 0 <= mtimens < _NANO else 0),
+            uid=uid & 0xFFFFFFFF,
+            gid=gid & 0xFFFFFFFF,
+            links=max(1, hardlinks & 0xFFFFFFFF),
+            link_group=hardlinks >> 32 & 0xFFFFFFFF,
+            flags=bits,
+            content=None if digest is None else ContentHash(_as_bytes(digest), flags.algorithm_of(bits)),
+            target=_as_bytes(target),
+            xattrs=None if xattrs is None else _as_bytes(xattrs),
+            chunks_digest=self._chunks_digest(first, second) if bits & flags.CHUNKED else b"",
+        )
+        if stat.S_IFMT(mode) not in _KNOWN_TYPES or entry.is_directory != bool(bits & flags.DIRECTORY):
             raise Malformed(f"catalog {self.content}: the type of {entry.name!r} contradicts itself")
         return entry
 

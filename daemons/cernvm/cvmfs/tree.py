@@ -13,8 +13,7 @@ from typing import NamedTuple
 from weakref import WeakValueDictionary
 
 from .catalog import Catalog, Entry, Nested
-from .errors import NoEntry, NotDirectory, Unsupported
-from .flags import BIND_MOUNTPOINT
+from .errors import NoEntry, NotDirectory
 from .hashes import ContentHash
 from .manifest import Manifest
 from .objects import Objects
@@ -33,16 +32,16 @@ class CatalogLoader:
     def __init__(self, objects: Objects) -> None:
         self._objects = objects
         self._lock = threading.Lock()
-        self._open: WeakValueDictionary[tuple[ContentHash, bytes], Catalog] = WeakValueDictionary()
+        self._open: WeakValueDictionary[tuple[ContentHash, bytes, bytes | None], Catalog] = WeakValueDictionary()
 
     def load(self, nested: Nested, prefix: bytes) -> Catalog:
         """Return the catalog for `prefix`.  Raises CvmfsProblem."""
-        key = (nested.content, prefix)
+        key = (nested.content, prefix, nested.root)
         with self._lock:
             known = self._open.get(key)
         if known is not None:
             return known
-        catalog = Catalog(self._objects.open(nested.object, pin=True), nested.content, prefix)
+        catalog = Catalog(self._objects.open(nested.object, pin=True), nested, prefix)
         with self._lock:
             return self._open.setdefault(key, catalog)
 
@@ -72,8 +71,6 @@ class Tree:
             raise NoEntry(f"{path!r} does not exist")
         if not own.is_directory:
             raise NotDirectory(f"{path!r} is not a directory")
-        if own.flags & BIND_MOUNTPOINT:
-            raise Unsupported(f"{path!r} leads into another revision, which this client does not follow")
         return catalog.children(path)
 
     def listing(self, path: bytes) -> list[Located]:

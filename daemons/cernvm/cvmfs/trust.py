@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Final
 
 from cryptography import x509
+from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives.asymmetric.rsa import RSAPublicKey
 from cryptography.hazmat.primitives.serialization import Encoding, load_pem_public_key
 
@@ -103,9 +104,11 @@ def signed_block_matches(key: RSAPublicKey, signature: bytes, payload: bytes) ->
 def load_certificate(pem: bytes) -> x509.Certificate:
     """Read the certificate object's content.  Raises Malformed."""
     try:
-        return x509.load_pem_x509_certificate(pem)
-    except ValueError as error:
+        certificate = x509.load_pem_x509_certificate(pem)
+        certificate.public_key()
+    except (ValueError, UnsupportedAlgorithm, x509.InvalidVersion) as error:
         raise Malformed("the repository's certificate is not a PEM X.509 certificate") from error
+    return certificate
 
 
 def check_manifest_signature(envelope: Envelope, certificate: x509.Certificate, fqrn: str) -> None:
