@@ -87,6 +87,7 @@ class House:
         lease_seconds: int = 30,
         max_attempts: int = 3,
         apart: Apart | None = None,
+        fuse: str = "auto",
     ) -> None:
         self.directory = directory
         self.mounts = directory / "cvmfs"
@@ -94,6 +95,7 @@ class House:
         self._lease_seconds = lease_seconds
         self._max_attempts = max_attempts
         self._apart = apart
+        self._fuse = fuse
         self._stack = ExitStack()
         self.environment: dict[str, str] = {}
         names = ["manager", "storage", *(f"agent{n}" for n in range(1, agents + 1))]
@@ -147,7 +149,7 @@ class House:
         for one in self._repositories:
             (parameters / "config.d" / f"{one.fqrn}.conf").write_text(f"CVMFS_PUBLIC_KEY={one.public_key}\n")
         config = (
-            f"[cvmfsd]\nparameters_directory = {parameters}\nmount_directory = {self.mounts}\n"
+            f"[cvmfsd]\nparameters_directory = {parameters}\nmount_directory = {self.mounts}\nfuse = {self._fuse}\n"
             f"[cache]\ndirectory = {self.directory / 'cache'}\n"
         )
         inside = self._apart.client if self._apart else None
