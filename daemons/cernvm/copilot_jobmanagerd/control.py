@@ -79,7 +79,7 @@ class Control(BusObject):
 
     @prop("t")
     def Refused(self) -> int:
-        """Messages of agents about attempts that they do not hold."""
+        """Messages about attempts that their agent does not hold, or of accounts that may take no jobs."""
         return self._manager.refused
 
     @signal("ss")

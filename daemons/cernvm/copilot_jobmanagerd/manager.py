@@ -96,7 +96,7 @@ class Manager:
 
     @property
     def refused(self) -> int:
-        """Messages of agents about attempts that they do not hold."""
+        """Messages about attempts that their agent does not hold, or of accounts that may take no jobs."""
         return self._broker.refused
 
     def _own(self, job: str, caller: int) -> Record:
