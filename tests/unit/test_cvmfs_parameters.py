@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from cernvm.cvmfs import client, parameters
+from cernvm.cvmfs import client, parameters, shell
 from cernvm.cvmfs.errors import Mistake
 from cernvm.cvmfs.magic import Visibility
 from cernvm.cvmfs.parameters import Parameters, read_parameters
@@ -82,7 +82,7 @@ def test_a_file_that_the_shell_cannot_run_is_named(tmp_path: Path, text: str) ->
 
 
 def test_a_file_that_does_not_end_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(parameters, "DEADLINE", 0.05)
+    monkeypatch.setattr(shell, "DEADLINE", 0.05)
     with pytest.raises(Mistake, match=r"default\.local: the shell did not finish it"):
         read(tmp_path, "while :; do :; done\n")
 
@@ -106,9 +106,92 @@ def test_values_of_the_wrong_kind_name_file_and_parameter(tmp_path: Path) -> Non
     assert found.number("ABSENT", 7) == 7
 
 
-def test_parameters_that_are_not_followed_are_listed(tmp_path: Path) -> None:
-    found = read(tmp_path, "CVMFS_USE_GEOAPI=yes\nCVMFS_PROXY_SHARD=no\nCVMFS_ROOT_HASH=\nCVMFS_QUOTA_LIMIT=10\n")
-    assert found.unsupported() == ["CVMFS_QUOTA_LIMIT", "CVMFS_USE_GEOAPI"]
+def test_the_configuration_repository_stands_between_the_sites_files(tmp_path: Path) -> None:
+    etc, mounts = tmp_path / "etc", tmp_path / "cvmfs"
+    theirs = mounts / "config.example.org/etc/cvmfs"
+    order = [
+        etc / "default.conf",
+        etc / "default.d/10-a.conf",
+        theirs / "default.conf",
+        etc / "default.local",
+        theirs / "domain.d/example.org.conf",
+        etc / "domain.d/example.org.conf",
+        etc / "domain.d/example.org.local",
+        theirs / f"config.d/{FQRN}.conf",
+        etc / f"config.d/{FQRN}.conf",
+        etc / f"config.d/{FQRN}.local",
+    ]
+    for number, file in enumerate(order):
+        first = "CVMFS_CONFIG_REPOSITORY=config.example.org\n" if number == 0 else ""
+        write(file.parent, file.name, f"{first}LAST={number}\nSEEN=$SEEN,{number}\n")
+        if number == 0:
+            theirs.mkdir(parents=True)
+        found = read_parameters(FQRN, etc, mounts)
+        assert found.values["LAST"] == parameters.Parameter(str(number), file)
+    assert found.get("SEEN") == "," + ",".join(str(number) for number in range(len(order)))
+    alone = read_parameters("config.example.org", etc, mounts)
+    assert alone.get("SEEN") == ",0,1,3,5,6", "it does not configure itself"
+
+
+@pytest.mark.parametrize("late", ["default.local", "domain.d/example.org.conf", f"config.d/{FQRN}.local"])
+def test_only_the_first_files_name_the_configuration_repository(
+    tmp_path: Path, late: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "cvmfs/one.example.org/etc/cvmfs").mkdir(parents=True)
+    write(tmp_path, "default.conf", "CVMFS_CONFIG_REPOSITORY=none.example.org\n")
+    write(tmp_path, "default.d/60-site.conf", "CVMFS_CONFIG_REPOSITORY=one.example.org\n")
+    file = write(tmp_path, late, "CVMFS_CONFIG_REPOSITORY=two.example.org\n")
+    found = read_parameters(FQRN, tmp_path, tmp_path / "cvmfs")
+    assert found.get("CVMFS_CONFIG_REPOSITORY") == "one.example.org"
+    told = [record.getMessage() for record in caplog.records]
+    assert told == [f"{file}: CVMFS_CONFIG_REPOSITORY can be set in default.conf and default.d only; left as it was"]
+    assert parameters.config_repository(tmp_path) == "one.example.org"
+
+
+def test_a_configuration_repository_that_is_away_is_told_or_required(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    write(tmp_path, "default.conf", "CVMFS_CONFIG_REPOSITORY=config.example.org\nA=1\n")
+    assert read_parameters(FQRN, tmp_path, tmp_path / "cvmfs").get("A") == "1"
+    assert f"{FQRN}: the configuration repository config.example.org has no files at" in caplog.text
+    write(tmp_path, "default.d/1.conf", "CVMFS_CONFIG_REPO_REQUIRED=yes\n")
+    with pytest.raises(Mistake, match="CVMFS_CONFIG_REPO_REQUIRED says that nothing is mounted without them"):
+        read_parameters(FQRN, tmp_path, tmp_path / "cvmfs")
+    write(tmp_path, "default.conf", "CVMFS_CONFIG_REPOSITORY=../../etc\n")
+    with pytest.raises(Mistake, match="is not a repository name"):
+        read_parameters(FQRN, tmp_path, tmp_path / "cvmfs")
+
+
+def test_only_the_given_files_are_read(tmp_path: Path) -> None:
+    write(tmp_path, "default.local", "A=site\n")
+    one = write(tmp_path, "one", "A=@fqrn@\nB=$A\n")
+    two = write(tmp_path, "elsewhere/two", "B=$B-two\n")
+    found = parameters.read_files(FQRN, [one, two])
+    assert (found.get("A"), found.get("B")) == (FQRN, f"{FQRN}-two")
+    with pytest.raises(Mistake, match=r"elsewhere/three: cannot be read: No such file"):
+        parameters.read_files(FQRN, [one, two.with_name("three")])
+
+
+def test_the_shell_is_confined(tmp_path: Path) -> None:
+    left = tmp_path / "left"
+    text = f"""
+        FILES=$(ulimit -n)
+        CORES=$(ulimit -c)
+        GAINS=$(grep NoNewPrivs /proc/self/status)
+        (sleep 300; : > {left}) &
+        BACK=$!
+        HOME_SEEN=${{HOME-none}}
+    """
+    found = read(tmp_path, text)
+    assert (found.get("FILES"), found.get("CORES"), found.get("HOME_SEEN")) == ("64", "0", "none")
+    assert found.get("GAINS").split() == ["NoNewPrivs:", "1"]
+    status = Path(f"/proc/{found.get('BACK')}/stat")
+    assert not status.exists() or status.read_text().split()[2] == "Z", "what it left running is killed"
+
+
+def test_a_file_that_says_too_much_is_named(tmp_path: Path) -> None:
+    with pytest.raises(Mistake, match=r"default\.local: the shell cannot run it: "):
+        read(tmp_path, "A=1\nB=$(head -c 3000000 /dev/zero | tr '\\0' x)\n")
 
 
 def test_what_entries_look_like_follows_the_parameters(tmp_path: Path) -> None:

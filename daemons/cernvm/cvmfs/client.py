@@ -70,9 +70,8 @@ class Client:
 def open_client(parameters: Parameters, cache: Cache, counters: Counters) -> Client:
     """Fetch and verify the newest revision.  Raises Mistake and CvmfsProblem, each with one sentence."""
     fqrn = parameters.fqrn
-    unsupported = parameters.unsupported()
-    if unsupported:
-        log.warning("%s: these parameters are set and not followed yet: %s", fqrn, ", ".join(unsupported))
+    for refusal in parameters.refusals():
+        log.warning("%s: %s", fqrn, refusal)
     if parameters.flag("CVMFS_STRICT_MOUNT", False) and fqrn not in _words(parameters.get("CVMFS_REPOSITORIES")):
         raise parameters.mistake("CVMFS_STRICT_MOUNT", f"{fqrn} is not among CVMFS_REPOSITORIES")
     anchor = anchor_of(parameters)

@@ -25,7 +25,8 @@ from .errors import CvmfsProblem
 from .routes import DIRECT, Fault
 
 __all__ = ["DIRECT", "Failed", "Http", "Receiver", "ServerFailed", "Span", "TransferFailed", "Transport"]
-_PARALLEL: Final = 16
+_PARALLEL: Final = 32
+"""Twice what is fetched ahead at a time, so that readers never wait for that."""
 _MAX_REDIRECTS: Final = 4
 _IP_FAMILIES: Final = {4: pycurl.IPRESOLVE_V4, 6: pycurl.IPRESOLVE_V6}
 _UNRESOLVED: Final = {pycurl.E_COULDNT_RESOLVE_HOST: Fault.SERVER, pycurl.E_COULDNT_RESOLVE_PROXY: Fault.PROXY}

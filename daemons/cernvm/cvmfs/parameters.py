@@ -1,67 +1,30 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """The parameters of a repository as sites write them: the shell files below /etc/cvmfs.
 
-The files are programs of the POSIX shell and are run by one (clean environment, the file's directory as working
-directory, a deadline), since sites use conditions, variables and `.` in them.  Later files win.  Synchronous; each
-call starts `sh` once per file that exists.  Order of files: docs/cvmfs-format.md, "Parameters".
+Later files win; the order is in docs/cvmfs-format.md, "Parameters".  A configuration repository, itself mounted below
+/cvmfs, brings files of its own between those of the site.  Synchronous; a call starts `sh` once per file that exists.
 """
 
 from __future__ import annotations
 
+import logging
 import re
-import subprocess
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from cernvm.kit.proc import find_program
-
 from .errors import Mistake
+from .parameter_table import TABLE, Use
+from .shell import evaluate
 
-DEADLINE: Final = 10.0
-"""Seconds that one file may take."""
-MAX_OUTPUT: Final = 1 << 20
-_ASSIGNMENT: Final = re.compile(r"^\s*(?:readonly\s+|export\s+|eval\s+)?([A-Za-z_][A-Za-z0-9_]*)=", re.MULTILINE)
+log = logging.getLogger(__name__)
+MOUNTS: Final = Path("/cvmfs")
+"""Where the configuration repository is looked for, unless the caller mounts elsewhere."""
+CONFIG_REPOSITORY: Final = "CVMFS_CONFIG_REPOSITORY"
 _FQRN: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*(?:\.[A-Za-z0-9][A-Za-z0-9_-]*)+")
-_END: Final = "END-OF-PARAMETERS"
-_SCRIPT: Final = """
-exec 3>&1 >/dev/null
-. "./$1" || :
-shift
-for name do
-    eval "printf '%s=%s\\\\0' \\"\\$name\\" \\"\\${$name-}\\" >&3"
-done
-printf '%s' END-OF-PARAMETERS >&3
-"""
 _YES: Final = frozenset({"YES", "ON", "1", "TRUE"})
 _NO: Final = frozenset({"NO", "OFF", "0", "FALSE", ""})
-
-UNSUPPORTED: Final = frozenset(
-    {
-        "CVMFS_AUTHZ_HELPER",
-        "CVMFS_CACHE_BASE",
-        "CVMFS_CACHE_PRIMARY",
-        "CVMFS_CONFIG_REPOSITORY",
-        "CVMFS_EXTERNAL_FALLBACK_PROXY",
-        "CVMFS_EXTERNAL_HTTP_PROXY",
-        "CVMFS_EXTERNAL_URL",
-        "CVMFS_FALLBACK_PROXY",
-        "CVMFS_GID_MAP",
-        "CVMFS_NFS_SOURCE",
-        "CVMFS_PAC_URLS",
-        "CVMFS_PROXY_SHARD",
-        "CVMFS_QUOTA_LIMIT",
-        "CVMFS_REPOSITORY_DATE",
-        "CVMFS_REPOSITORY_TAG",
-        "CVMFS_ROOT_HASH",
-        "CVMFS_SYSTEMD_NOKILL",
-        "CVMFS_TRACEFILE",
-        "CVMFS_UID_MAP",
-        "CVMFS_USE_GEOAPI",
-    }
-)
-"""Parameters of the original client that change what is seen and that this one does not follow yet."""
 
 
 @dataclass(frozen=True)
@@ -118,9 +81,25 @@ class Parameters:
         origin = self.directory if found is None else found.origin
         return Mistake(f"{origin}: {name}={self.get(name)}: {complaint}")
 
-    def unsupported(self) -> list[str]:
-        """Names that are set to something and that this client does not follow."""
-        return sorted(name for name in UNSUPPORTED if self.get(name).upper() not in _NO)
+    def refusals(self) -> Iterator[str]:
+        """One sentence per parameter that is set and changes nothing here: the original's that we refuse, and typos."""
+        for name, parameter in sorted(self.values.items()):
+            known = TABLE.get(name)
+            if known is None:
+                if name.startswith("CVMFS_"):
+                    yield f"{parameter.origin}: {name} is not known here; it serves in symbolic links at most"
+            elif known.use is Use.REFUSED and not _harmless(parameter.value, known.harmless):
+                yield f"{parameter.origin}: {name}={parameter.value} is not followed: {known.what}"
+
+
+def _harmless(value: str, allowed: Sequence[str]) -> bool:
+    """Whether refusing the value changes nothing: it is what happens anyway."""
+    word = value.upper()
+    return any(
+        word == one or (word in _YES and one in _YES) or (word in _NO and one in _NO)
+        for one in map(str.upper, ("", *allowed))
+        if word or not one
+    )
 
 
 def check_fqrn(fqrn: str) -> str:
@@ -130,58 +109,100 @@ def check_fqrn(fqrn: str) -> str:
     return fqrn
 
 
-def read_parameters(fqrn: str, directory: Path) -> Parameters:
+def read_parameters(fqrn: str, directory: Path, mounts: Path = MOUNTS) -> Parameters:
     """Run the files that concern `fqrn` in their order.  Raises Mistake naming the file that fails."""
     check_fqrn(fqrn)
-    organisation = fqrn.split(".", 1)[0]
-    raw: dict[str, tuple[str, Path]] = {}
-    for file in _files(fqrn, directory):
-        given = {name: value for name, (value, _) in raw.items()}
-        for name, value in _evaluate(file, fqrn, given).items():
-            if name not in raw or raw[name][0] != value:
-                raw[name] = (value, file)
-    values = {
-        name: Parameter(value.replace("@fqrn@", fqrn).replace("@org@", organisation), origin)
-        for name, (value, origin) in raw.items()
-    }
-    return Parameters(fqrn, directory, values)
+    reading = _Reading(fqrn, directory)
+    _read_first(reading)
+    ours = directory
+    theirs = _config_repository(reading, mounts)
+    domain = f"{fqrn.split('.', 1)[1]}.conf"
+    reading.take(theirs, "default.conf")
+    reading.take(ours, "default.local")
+    for place, name in (("domain.d", domain), ("config.d", f"{fqrn}.conf")):
+        reading.take(theirs, f"{place}/{name}")
+        reading.take(ours, f"{place}/{name}")
+        reading.take(ours, f"{place}/{name.removesuffix('.conf')}.local")
+    return reading.result()
 
 
-def _files(fqrn: str, directory: Path) -> Iterator[Path]:
-    domain = fqrn.split(".", 1)[1]
-    wanted = [
-        directory / "default.conf",
-        *sorted((directory / "default.d").glob("*.conf")),
-        directory / "default.local",
-        directory / "domain.d" / f"{domain}.conf",
-        directory / "domain.d" / f"{domain}.local",
-        directory / "config.d" / f"{fqrn}.conf",
-        directory / "config.d" / f"{fqrn}.local",
-    ]
-    return (file for file in wanted if file.is_file())
+def read_files(fqrn: str, files: Sequence[Path]) -> Parameters:
+    """Run only these files, in their order; each has to be there.  Raises Mistake naming the file that fails."""
+    check_fqrn(fqrn)
+    reading = _Reading(fqrn, files[0].parent if files else Path())
+    for file in files:
+        reading.run(file)
+    return reading.result()
 
 
-def _evaluate(file: Path, fqrn: str, given: Mapping[str, str]) -> dict[str, str]:
-    try:
-        text = file.read_text(encoding="utf-8", errors="surrogateescape")
-    except OSError as error:
-        raise Mistake(f"{file}: cannot be read: {error.strerror}") from error
-    names = list(dict.fromkeys(_ASSIGNMENT.findall(text)))
-    environment = {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "LC_ALL": "C", **given, "CVMFS_FQRN": fqrn}
-    try:
-        done = subprocess.run(
-            [find_program("sh"), "-c", _SCRIPT, "sh", file.name, *names],
-            cwd=file.parent,
-            env=environment,
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            timeout=DEADLINE,
-            check=False,
-        )
-    except subprocess.TimeoutExpired:
-        raise Mistake(f"{file}: the shell did not finish it within {DEADLINE:.0f} seconds") from None
-    *pairs, end = done.stdout[:MAX_OUTPUT].decode("utf-8", "surrogateescape").split("\0")
-    if end != _END:
-        complaint = done.stderr.decode("utf-8", "replace").strip().splitlines() or ["it ends early"]
-        raise Mistake(f"{file}: the shell cannot run it: {complaint[0][:200]}")
-    return dict(pair.split("=", 1) for pair in pairs)
+def config_repository(directory: Path) -> str:
+    """The name of the repository that has to be mounted before the others are configured; empty for none."""
+    reading = _Reading("", directory)
+    _read_first(reading)
+    return reading.value(CONFIG_REPOSITORY)
+
+
+def _read_first(reading: _Reading) -> None:
+    """The only files that may name a configuration repository."""
+    reading.take(reading.directory, "default.conf")
+    for file in sorted((reading.directory / "default.d").glob("*.conf")):
+        reading.run(file)
+    reading.protect(CONFIG_REPOSITORY)
+
+
+def _config_repository(reading: _Reading, mounts: Path) -> Path | None:
+    """Where the files of the configuration repository stand.  Raises Mistake if it is required and not there."""
+    name = reading.value(CONFIG_REPOSITORY)
+    if not name or name == reading.fqrn:
+        return None
+    place = mounts / check_fqrn(name) / "etc/cvmfs"
+    if place.is_dir():
+        return place
+    sentence = f"{reading.fqrn}: the configuration repository {name} has no files at {place}"
+    if reading.value("CVMFS_CONFIG_REPO_REQUIRED").upper() in _YES:
+        raise Mistake(f"{sentence}, and CVMFS_CONFIG_REPO_REQUIRED says that nothing is mounted without them")
+    log.warning("%s; going on without them", sentence)
+    return None
+
+
+class _Reading:
+    """The values so far, while file after file is run."""
+
+    def __init__(self, fqrn: str, directory: Path) -> None:
+        self.fqrn = fqrn
+        self.directory = directory
+        self._raw: dict[str, tuple[str, Path]] = {}
+        self._protected: set[str] = set()
+
+    def value(self, name: str) -> str:
+        """The value so far, empty if there is none."""
+        return self._raw[name][0] if name in self._raw else ""
+
+    def protect(self, name: str) -> None:
+        """From now on no file changes `name`."""
+        self._protected.add(name)
+
+    def take(self, place: Path | None, name: str) -> None:
+        """Run the file if it is there."""
+        if place is not None and (place / name).is_file():
+            self.run(place / name)
+
+    def run(self, file: Path) -> None:
+        """Run the file.  Raises Mistake naming it."""
+        given = {name: value for name, (value, _) in self._raw.items()}
+        for name, value in evaluate(file, self.fqrn, given).items():
+            if name in self._raw and self._raw[name][0] == value:
+                continue
+            if name in self._protected:
+                log.warning("%s: %s can be set in default.conf and default.d only; left as it was", file, name)
+                continue
+            self._raw[name] = (value, file)
+
+    def result(self) -> Parameters:
+        """What it comes to."""
+        organisation = self.fqrn.split(".", 1)[0]
+        values = {
+            name: Parameter(value.replace("@fqrn@", self.fqrn).replace("@org@", organisation), origin)
+            for name, (value, origin) in self._raw.items()
+        }
+        return Parameters(self.fqrn, self.directory, values)
