@@ -1,32 +1,29 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """Connections to the system bus: one for daemons (asyncio), one for commands (blocking).
 
-`Bus` belongs to the asyncio thread; its messages are read by the GLib thread, whose only work is to hand them over.
+`Bus` belongs to the asyncio thread; its connection to the GLib thread (`glib`), which hands over what arrives.
 """
 
 from __future__ import annotations
 
 import asyncio
-import ctypes
-import functools
 import logging
 import os
-import threading
 from collections.abc import Callable
 from random import Random
-from typing import Any, Final, Self
+from typing import Any, Final, Self, TypeVar
 
 import dbus
 import dbus.bus
 import dbus.lowlevel
-from dbus.mainloop.glib import DBusGMainLoop, threads_init
 
 from ..backoff import Backoff
 from ..errors import Problem, sentence
-from . import values
+from . import glib, values
 from .objects import BusObject
 from .serving import Serving
 
+T = TypeVar("T")
 log = logging.getLogger(__name__)
 
 ERROR_PREFIX: Final = "ch.cern.cernvm.Error."
@@ -49,18 +46,6 @@ class BusError(Problem):
     def ours(self) -> bool:
         """Whether a CernVM daemon said this (otherwise the bus itself: no such service, no answer)."""
         return self.name.startswith(ERROR_PREFIX)
-
-
-@functools.cache
-def _glib_loop() -> Any:
-    """Start the process's one GLib thread; returns the main loop that connections attach to."""
-    threads_init()
-    glib = ctypes.CDLL("libglib-2.0.so.0")
-    glib.g_main_loop_new.restype = ctypes.c_void_p
-    glib.g_main_loop_run.argtypes = [ctypes.c_void_p]
-    loop = glib.g_main_loop_new(None, 0)
-    threading.Thread(target=glib.g_main_loop_run, args=(loop,), daemon=True, name="glib").start()
-    return DBusGMainLoop()
 
 
 def _open(mainloop: Any) -> Any:
@@ -120,15 +105,16 @@ class Bus:
             self._reconnecting.cancel()
         if self._serving is not None:
             await self._serving.finish()
-        self._connection.close()
+        await _there(self._connection.close)
 
     async def _connect(self) -> None:
         assert self._loop is not None
-        self._connection = await asyncio.to_thread(_open, _glib_loop())
+        loop = glib.main_loop()
+        self._connection = connection = await _there(lambda: _open(loop))
         if self._serving is None:
-            self._serving = Serving(self._connection, self._loop, self._uid_of)
-        self._serving.connection = self._connection
-        self._connection.add_message_filter(self._filter)
+            self._serving = Serving(connection, self._loop, self._uid_of)
+        self._serving.connection = connection
+        glib.do(lambda: connection.add_message_filter(self._filter))
 
     async def _reconnect(self) -> None:
         """Stand on the bus again when it is back: a restarted bus must not end mounts and jobs."""
@@ -142,7 +128,7 @@ class Bus:
                     await self._own(name)
             except (Problem, dbus.DBusException) as error:
                 log.info("the system bus is not back yet: %s", sentence(error))
-                self._connection.close()  # may be closed already, which is no error
+                await _there(self._connection.close)  # may be closed already, which is no error
             else:
                 log.info("the system bus is back")
                 return
@@ -154,7 +140,8 @@ class Bus:
 
     async def _own(self, name: str) -> None:
         try:
-            answer = await asyncio.to_thread(self._connection.request_name, name, dbus.bus.NAME_FLAG_DO_NOT_QUEUE)
+            connection = self._connection
+            answer = await _there(lambda: connection.request_name(name, dbus.bus.NAME_FLAG_DO_NOT_QUEUE))
         except dbus.DBusException as error:
             raise Problem(f"{name}: the bus refuses this name: {error.get_dbus_message()}") from error
         if answer not in (
@@ -194,8 +181,9 @@ class Bus:
             loop.call_soon_threadsafe(_settle, future, reply)
 
         message = _request((name, path, interface), member, signature, args)
+        connection = self._connection
         try:
-            self._connection.send_message_with_reply(message, answered, timeout)
+            await _there(lambda: connection.send_message_with_reply(message, answered, timeout))
         except dbus.DBusException as error:
             raise BusError(str(error.get_dbus_name()), f"{name}: {error.get_dbus_message()}") from error
         return _result(await asyncio.wait_for(future, timeout + 5.0))
@@ -210,7 +198,9 @@ class Bus:
         self._match(interface, member)
 
     def _match(self, interface: str, member: str) -> None:
-        self._connection.add_match_string_non_blocking(f"type='signal',interface='{interface}',member='{member}'")
+        rule = f"type='signal',interface='{interface}',member='{member}'"
+        connection = self._connection
+        glib.do(lambda: connection.add_match_string_non_blocking(rule))
 
     async def _uid_of(self, sender: str) -> int:
         return int(await self.call(*_BUS, "GetConnectionUnixUser", "s", sender))
@@ -233,7 +223,7 @@ class Bus:
         if interface == "org.freedesktop.DBus.Local" and member == "Disconnected":
             if not self._closing and self._loop is not None:
                 log.warning("the system bus went away; trying to come back to it")
-                self._connection.close()
+                glib.do(self._connection.close)
                 self._reconnecting = self._loop.create_task(self._reconnect())
             return
         args = [values.plain(a) for a in message.get_args_list()]
@@ -243,6 +233,11 @@ class Bus:
                     callback(str(message.get_path()), *args)
                 except Exception as error:
                     log.error("handling signal %s.%s: %s", interface, member, sentence(error), exc_info=True)
+
+
+def _there(work: Callable[[], T]) -> asyncio.Future[T]:
+    """Have `work` done in the thread of libdbus."""
+    return asyncio.wrap_future(glib.call(work))
 
 
 def _settle(future: asyncio.Future[Any], reply: Any) -> None:

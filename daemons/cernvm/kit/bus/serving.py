@@ -1,13 +1,12 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """Answering calls: exported objects by path, the standard interfaces, errors as D-Bus names.
 
-Runs on the asyncio loop; sending is thread-safe in libdbus.
+Runs on the asyncio loop; what is sent goes through the thread of libdbus (`glib`).
 """
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 from collections.abc import Awaitable, Callable
 from typing import Any, Final
@@ -16,7 +15,7 @@ import dbus
 import dbus.lowlevel
 
 from ..errors import Problem, sentence
-from . import values
+from . import glib, values
 from .objects import BusObject, Caller
 
 log = logging.getLogger(__name__)
@@ -73,7 +72,7 @@ class Serving:
         message = dbus.lowlevel.SignalMessage(path, interface, name)
         if signature:
             message.append(*values.arguments(signature, args), signature=signature)
-        self.connection.send_message(message)
+        self._send(message)
 
     def accept(self, message: Any) -> None:
         """Start answering a method call."""
@@ -87,7 +86,7 @@ class Serving:
             await asyncio.wait(self._calls, timeout=_FINISH)
         for task in self._calls:
             task.cancel()
-        await asyncio.to_thread(self.connection.flush)
+        await asyncio.wrap_future(glib.call(self.connection.flush))
 
     async def _answer(self, message: Any) -> None:
         try:
@@ -104,8 +103,11 @@ class Serving:
             log.error("answering %s: %s", message.get_member(), sentence(error), exc_info=True)
             reply = dbus.lowlevel.ErrorMessage(message, _ERROR + "Internal", sentence(error))
         if not message.get_no_reply():
-            with contextlib.suppress(dbus.DBusException):
-                self.connection.send_message(reply)
+            self._send(reply)
+
+    def _send(self, message: Any) -> None:
+        connection = self.connection
+        glib.do(lambda: connection.send_message(message))
 
     async def _dispatch(self, message: Any) -> tuple[str, Any]:
         """Return the result signature and value of a call.  Raises Refused, Problem."""
