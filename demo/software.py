@@ -27,6 +27,7 @@ export PYTHIA8DATA="$CVMFS_SOFTWARE/pythia8/{pythia8}/share/Pythia8/xmldoc"
 export PYTHONDONTWRITEBYTECODE=1
 """
 
+CONSTRAINTS: Final = Path(__file__).parents[1] / "packaging" / "constraints.txt"
 _INSTALL_DEADLINE: Final = 600.0
 
 
@@ -47,7 +48,7 @@ def lay_out(tree: Path, *, python: str = sys.executable) -> bool:
     Returns whether anything was done.  Raises Problem when a wheel cannot be had.
     """
     stamp = tree.with_name(tree.name + ".complete")
-    wanted = "\n".join([python, SETUP, *(p.wheel for p in PACKAGES)])
+    wanted = "\n".join([python, SETUP, CONSTRAINTS.read_text(), *(p.wheel for p in PACKAGES)])
     if stamp.exists() and stamp.read_text() == wanted:
         return False
     shutil.rmtree(tree, ignore_errors=True)
@@ -59,11 +60,12 @@ def lay_out(tree: Path, *, python: str = sys.executable) -> bool:
 
 
 def _install(tree: Path, package: Package, python: str) -> str:
-    """Unpack the newest binary wheel of `package` below `tree`; returns its version."""
+    """Unpack the binary wheel of `package`, in the version that the project pins, below `tree`; returns the version."""
     place = tree / package.directory / "new"
     place.mkdir(parents=True)
     command = [python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-input", "--no-deps"]
-    command += ["--no-compile", "--only-binary", ":all:", "--target", str(place), package.wheel]
+    command += ["--no-compile", "--only-binary", ":all:", "--constraint", str(CONSTRAINTS)]
+    command += ["--target", str(place), package.wheel]
     done = subprocess.run(command, capture_output=True, text=True, timeout=_INSTALL_DEADLINE, check=False)
     if done.returncode:
         last = (done.stderr.strip().splitlines() or ["no message"])[-1]

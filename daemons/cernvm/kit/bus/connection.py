@@ -70,8 +70,16 @@ def _result(reply: Any) -> Any:
     """Return the value of a reply (None, one value, or a tuple).  Raises BusError for an error reply."""
     args = [values.plain(a) for a in reply.get_args_list()]
     if reply.get_type() == dbus.lowlevel.MESSAGE_TYPE_ERROR:
-        raise BusError(str(reply.get_error_name()), str(args[0]) if args else str(reply.get_error_name()))
+        name = str(reply.get_error_name())
+        raise BusError(name, _said(name, str(args[0]) if args else name))
     return None if not args else args[0] if len(args) == 1 else tuple(args)
+
+
+def _said(name: str, text: str) -> str:
+    """The sentence for a person; the bus's own refusal names rules where it should name a way."""
+    if name == "org.freedesktop.DBus.Error.AccessDenied":
+        return "the system bus does not allow this to you; be root or a member of the group cernvm"
+    return text
 
 
 class Bus:
@@ -282,7 +290,8 @@ class SyncBus:
             reply = self._connection.send_message_with_reply_and_block(message, timeout)
         except dbus.DBusException as error:
             text = error.get_dbus_message() or str(error)
-            raise BusError(str(error.get_dbus_name()), text) from error
+            refused = str(error.get_dbus_name())
+            raise BusError(refused, _said(refused, text)) from error
         return _result(reply)
 
     def get(self, name: str, path: str, interface: str, prop: str) -> Any:
