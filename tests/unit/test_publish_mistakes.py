@@ -14,12 +14,14 @@ from pathlib import Path
 import pytest
 
 from cernvm.cli import cvmfs_server
+from cernvm.cli.server_progress import Lines
 from cernvm.cvmfs.errors import Mistake, NoRepository
 from cernvm.cvmfs.publish import (
     create_repository,
     publish_tree,
-    repository,
     resign_whitelist,
+    revisions,
+    trustees,
 )
 from cernvm.cvmfs.publish.keys import KeyFiles, ensure_keys
 from tests.support.daemon import command_line, project_environment
@@ -126,7 +128,8 @@ def test_an_expired_whitelist_stops_publication_until_it_is_signed_again(
     home: Home, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     later = datetime.now(UTC) + timedelta(days=31)
-    monkeypatch.setattr(repository, "_now", lambda: later)
+    for module in (revisions, trustees):
+        monkeypatch.setattr(module, "now", lambda: later)
     with pytest.raises(Mistake, match="renew it with 'cvmfs-server resign'"):
         home.publish()
     assert resign_whitelist(FQRN, home.storage, home.keys, days=7) == later + timedelta(days=7)
@@ -174,7 +177,7 @@ def test_the_command_says_one_sentence_and_tells_whose_fault_it_was(
 
 def test_progress_without_a_terminal_is_a_line_now_and_then(capsys: pytest.CaptureFixture[str]) -> None:
     times = iter([100.0, 105.0, 110.5, 111.0, 125.0])
-    lines = cvmfs_server._Lines(lambda: next(times))
+    lines = Lines(lambda: next(times), "publishing")
     lines.bytes(1_000_000)
     lines.files(3)
     lines.bytes(500_000)

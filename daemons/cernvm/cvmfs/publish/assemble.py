@@ -24,20 +24,12 @@ from ..hashes import Algorithm, ContentHash, Kind, parse_hash
 from .catalogs import CatalogWriter, StoredCatalog
 from .dirtab import Dirtab
 from .objects import Content, Depositor
+from .revisions import Stamp
 from .scan import MARKER, Directory, Entry, Left, walk
 from .store import Store
 
 _IN_FLIGHT: Final = 512
 """Answers waited for at most; bounds memory."""
-
-
-@dataclass(frozen=True)
-class Stamp:
-    """What every catalog of one revision says about it.  Seconds."""
-
-    revision: int
-    timestamp: int
-    ttl: int
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from ..errors import Malformed
 from ..hashes import Kind
 from ..manifest import split_envelope
 from ..trust import parse_whitelist
-from .repository import read_manifest
+from .revisions import read_manifest
 from .store import WHITELIST, Store
 
 
@@ -34,8 +34,8 @@ class Description:
 
 def describe(fqrn: str, storage: Path) -> Description:
     """Look at the repository `fqrn` in `storage`.  Raises Mistake, NoRepository, CvmfsProblem."""
-    manifest = read_manifest(fqrn, storage)
     store = Store(storage)
+    manifest = read_manifest(store, fqrn)
     counters = _counters(store.read(manifest.root_hash, Kind.CATALOG))
     whitelist = store.read_root(WHITELIST)
     nested = counters.get("nested", 0)

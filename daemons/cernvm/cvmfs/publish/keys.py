@@ -97,17 +97,34 @@ def ensure_keys(files: KeyFiles, now: datetime) -> bool:
     return True
 
 
-def _make(files: KeyFiles, now: datetime) -> None:
-    master = rsa.generate_private_key(public_exponent=65537, key_size=BITS)
+def replace_release(files: KeyFiles, now: datetime) -> None:
+    """Make a new repository key and certificate; the old ones stay, with `.old` at their end.  Raises Mistake, OSError.
+
+    The master key is not needed.
+    """
+    load_release(files)
+    for path in (files.release, files.certificate):
+        write_atomically(
+            path.with_name(path.name + ".old"), _read(path), mode=_PRIVATE if path == files.release else 0o644
+        )
+    _make_release(files, now)
+
+
+def _make_release(files: KeyFiles, now: datetime) -> None:
     release = rsa.generate_private_key(public_exponent=65537, key_size=BITS)
     certificate = self_signed(release, files.fqrn, now)
+    write_atomically(files.release, _pem(release), mode=_PRIVATE)
+    write_atomically(files.certificate, certificate.public_bytes(serialization.Encoding.PEM))
+
+
+def _make(files: KeyFiles, now: datetime) -> None:
+    master = rsa.generate_private_key(public_exponent=65537, key_size=BITS)
     public = master.public_key().public_bytes(
         serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo
     )
     write_atomically(files.master, _pem(master), mode=_PRIVATE)
     write_atomically(files.public, public)
-    write_atomically(files.release, _pem(release), mode=_PRIVATE)
-    write_atomically(files.certificate, certificate.public_bytes(serialization.Encoding.PEM))
+    _make_release(files, now)
 
 
 def self_signed(key: rsa.RSAPrivateKey, fqrn: str, now: datetime) -> x509.Certificate:

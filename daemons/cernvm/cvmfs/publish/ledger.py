@@ -15,7 +15,7 @@ from enum import IntEnum
 from typing import Final
 
 from ..errors import Malformed
-from ..hashes import ContentHash
+from ..hashes import ContentHash, parse_hash
 
 TRUNK: Final = "trunk"
 PREVIOUS: Final = "trunk-previous"
@@ -49,29 +49,65 @@ class Reference(IntEnum):
 
 @dataclass(frozen=True)
 class Tag:
-    """A revision: its root catalog, number, time (Unix seconds) and root catalog's size (bytes)."""
+    """A named revision: its root catalog, number, time (Unix seconds) and root catalog's size (bytes)."""
 
     root_hash: ContentHash
     revision: int
     timestamp: int
     size: int
+    name: str = TRUNK
+    description: str = "the newest revision"
 
 
 def next_history(fqrn: str, last: bytes | None, last_hash: ContentHash | None, head: Tag) -> bytes:
     """The tag database after a publication: `trunk` is `head`, what it was is `trunk-previous`.  Raises Malformed."""
     with _database(last, _HISTORY, fqrn, "the tag database") as database:
-        if last_hash is not None:
-            database.execute("INSERT OR REPLACE INTO properties VALUES ('previous_revision', ?)", (str(last_hash),))
+        _follow(database, last_hash)
         database.execute("DELETE FROM tags WHERE name = ?", (PREVIOUS,))
         database.execute(
             "UPDATE tags SET name = ?, description = 'the revision before trunk' WHERE name = ?", (PREVIOUS, TRUNK)
         )
-        database.execute(
-            "INSERT INTO tags (name, hash, revision, timestamp, channel, description, size, branch)"
-            " VALUES (?, ?, ?, ?, 0, 'the newest revision', ?, '')",
-            (TRUNK, str(head.root_hash), head.revision, head.timestamp, head.size),
-        )
+        _insert(database, head)
         return _bytes(database)
+
+
+def tagged_history(fqrn: str, last: bytes | None, last_hash: ContentHash | None, tag: Tag) -> bytes:
+    """The tag database with one more tag.  Raises Malformed."""
+    with _database(last, _HISTORY, fqrn, "the tag database") as database:
+        _follow(database, last_hash)
+        _insert(database, tag)
+        return _bytes(database)
+
+
+def untagged_history(fqrn: str, last: bytes | None, last_hash: ContentHash | None, name: str) -> bytes:
+    """The tag database without the tag `name`.  Raises Malformed."""
+    with _database(last, _HISTORY, fqrn, "the tag database") as database:
+        _follow(database, last_hash)
+        database.execute("DELETE FROM tags WHERE name = ?", (name,))
+        return _bytes(database)
+
+
+def history_tags(fqrn: str, history: bytes) -> list[Tag]:
+    """The tags, newest revision first.  Raises Malformed."""
+    statement = "SELECT name, hash, revision, timestamp, description, size FROM tags ORDER BY revision DESC, name"
+    with _database(history, "", fqrn, "the tag database") as database:
+        return [
+            Tag(parse_hash(content), int(revision), int(timestamp), int(size or 0), str(name), str(description or ""))
+            for name, content, revision, timestamp, description, size in database.execute(statement)
+        ]
+
+
+def _follow(database: sqlite3.Connection, last_hash: ContentHash | None) -> None:
+    if last_hash is not None:
+        database.execute("INSERT OR REPLACE INTO properties VALUES ('previous_revision', ?)", (str(last_hash),))
+
+
+def _insert(database: sqlite3.Connection, tag: Tag) -> None:
+    database.execute(
+        "INSERT INTO tags (name, hash, revision, timestamp, channel, description, size, branch)"
+        " VALUES (?, ?, ?, ?, 0, ?, ?, '')",
+        (tag.name, str(tag.root_hash), tag.revision, tag.timestamp, tag.description, tag.size),
+    )
 
 
 def next_reflog(
@@ -91,6 +127,32 @@ def reflog_names(reflog: bytes, content: ContentHash) -> bool:
     with _database(reflog, "", "", "the reflog") as database:
         found = database.execute("SELECT 1 FROM refs WHERE hash = ?", (str(content),)).fetchone()
         return found is not None
+
+
+@dataclass(frozen=True)
+class Reflogged:
+    """A line of the reflog; `timestamp` in Unix seconds."""
+
+    content: ContentHash
+    kind: Reference
+    timestamp: int
+
+
+def reflog_lines(reflog: bytes) -> list[Reflogged]:
+    """What the reflog names, oldest first.  Raises Malformed."""
+    statement = "SELECT hash, type, timestamp FROM refs WHERE type BETWEEN 0 AND 3 ORDER BY timestamp, rowid"
+    with _database(reflog, "", "", "the reflog") as database:
+        return [
+            Reflogged(parse_hash(content), Reference(kind), int(timestamp))
+            for content, kind, timestamp in database.execute(statement)
+        ]
+
+
+def reflog_without(reflog: bytes, gone: Iterable[ContentHash]) -> bytes:
+    """The reflog without these objects.  Raises Malformed."""
+    with _database(reflog, "", "", "the reflog") as database:
+        database.executemany("DELETE FROM refs WHERE hash = ?", [(str(content),) for content in gone])
+        return _bytes(database)
 
 
 @contextmanager

@@ -24,7 +24,7 @@ from contextlib import contextmanager, suppress
 from io import BytesIO
 from itertools import count
 from pathlib import Path
-from typing import BinaryIO, Final, Self
+from typing import IO, BinaryIO, Final, Self
 
 from cernvm.kit.errors import sentence
 from cernvm.kit.files import write_atomically
@@ -36,6 +36,8 @@ MANIFEST: Final = ".cvmfspublished"
 WHITELIST: Final = ".cvmfswhitelist"
 REFLOG: Final = ".cvmfsreflog"
 MASTER_REPLICA: Final = ".cvmfs_master_replica"
+CHECKSUM: Final = "publisher/reflog.chksum"
+"""Hash of the reflog as text; it is not served, so that who reads it trusts this machine only."""
 _SPILL: Final = 1 << 20
 """Bytes of one object that are kept in memory before a temporary file is opened."""
 _SUFFIXES: Final = "".join(Kind)
@@ -104,6 +106,8 @@ class Store:
             os.close(fd)
 
     def _require_writable(self) -> None:
+        if (self.root / MANIFEST).exists() and os.access(self.root, os.W_OK | os.X_OK):
+            self.lay_out()  # a repository that another server made has no private folder
         if not (self.root / "data" / "txn").is_dir() or not self.private.is_dir():
             raise Mistake(f"{self.root}: is not the storage of a repository; make one with 'cvmfs-server mkfs'")
         for path in (self.root, self._transactions, self.private):
@@ -137,7 +141,7 @@ class Store:
         """Whether the object is there and need not be written again."""
         return (self.root / content.path(kind)).exists()
 
-    def unpack(self, content: ContentHash, kind: Kind, target: BinaryIO) -> None:
+    def unpack(self, content: ContentHash, kind: Kind, target: IO[bytes]) -> None:
         """Verify an object and inflate it into `target`.  Raises CvmfsProblem."""
         path = self.root / content.path(kind)
         inflater = zlib.decompressobj()
