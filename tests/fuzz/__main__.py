@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""The long run: `python -m tests.fuzz --minutes 30 [--seed N] [--into DIRECTORY]`; what breaks a parser is kept there."""
+"""The long run: `python -m tests.fuzz --minutes 30 [--seed N] [--into DIRECTORY]` keeps what breaks a parser."""
 
 from __future__ import annotations
 

@@ -6,24 +6,34 @@ A parser gets past its own checksum where it has one (the text is hashed anew), 
 
 from __future__ import annotations
 
+import base64
 import os
 import sqlite3
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from random import Random
 from typing import Any, Final
 
-from cernvm.cvmfs import flags, magic
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import rsa
+from cryptography.hazmat.primitives.serialization import Encoding
+from cryptography.hazmat.primitives.serialization.pkcs7 import PKCS7Options, PKCS7SignatureBuilder
+from cryptography.x509.oid import NameOID
+
+from cernvm.cvmfs import flags
+from cernvm.cvmfs.authorities import Authorities
 from cernvm.cvmfs.cache import OpenObject
 from cernvm.cvmfs.catalog import Catalog, Nested
-from cernvm.cvmfs.counters import Counters
-from cernvm.cvmfs.errors import CvmfsProblem
+from cernvm.cvmfs.errors import CvmfsProblem, Mistake
 from cernvm.cvmfs.hashes import Algorithm, ContentHash, parse_fingerprint, parse_hash, path_hash
+from cernvm.cvmfs.history import DatePin, TagPin, parse_date, pinned_tag, read_tags
 from cernvm.cvmfs.manifest import Envelope, Manifest, parse_manifest, split_envelope, unsigned_envelope
+from cernvm.cvmfs.pkcs7 import verified_content
 from cernvm.cvmfs.symlinks import expand
 from cernvm.cvmfs.trust import (
     Blacklist,
@@ -66,7 +76,7 @@ def envelope(data: bytes) -> None:
 def whitelist(data: bytes) -> None:
     """The lines of a whitelist."""
     read = parse_whitelist(data)
-    _ = _NOW >= read.expires
+    _ = read.expires <= _NOW
 
 
 def blacklist(data: bytes) -> None:
@@ -83,6 +93,24 @@ def certificate(data: bytes) -> None:
     with suppress(CvmfsProblem):
         check_manifest_signature(Envelope(b"", b"x" * 40, b"x" * 256), read, "fuzz.test.org")
     check_certificate(read, parse_whitelist(WHITELIST), Blacklist(), "fuzz.test.org")
+
+
+def history(data: bytes) -> None:
+    """A data base of tags."""
+    tags = read_tags(data)
+    for pin in (TagPin("trunk"), DatePin(10**9), parse_date(data[:20].decode("latin-1"))):
+        with suppress(Mistake):
+            _ = pin and pinned_tag(pin, tags, "fuzz.test.org")
+
+
+def pkcs7(data: bytes) -> None:
+    """A PKCS#7 whitelist: the message with or without its PEM around it."""
+    pem = data if b"BEGIN" in data[:40] else _pem(data)
+    parse_whitelist(verified_content(pem, Authorities((_CA,)), "cvmfs:fuzz.test.org", _NOW, "it"))
+
+
+def _pem(data: bytes) -> bytes:
+    return b"-----BEGIN PKCS7-----\n" + base64.encodebytes(data) + b"-----END PKCS7-----\n"
 
 
 def xattrs(data: bytes) -> None:
@@ -127,25 +155,23 @@ def _absurd(random: Random) -> Any:
 
 def _use(catalog: Catalog) -> None:
     """Ask everything that a mounted repository asks."""
-    counters = Counters()
     _ = catalog.ttl
     for path in (b"", b"/dir", b"/sub", *list(catalog.nested)[:5]):
         with suppress(CvmfsProblem):
             catalog.find(path)
         with suppress(CvmfsProblem):
             for entry in catalog.children(path)[:50]:
-                _entry(catalog, entry, counters)
+                _entry(catalog, entry)
     sum(catalog.statistics().values())
 
 
-def _entry(catalog: Catalog, entry: Any, counters: Counters) -> None:
+def _entry(catalog: Catalog, entry: Any) -> None:
     with suppress(CvmfsProblem):
         parse_xattrs(entry.xattrs)
     expand(entry.target, {})
     with suppress(CvmfsProblem):
-        chunks = catalog.chunks(entry) if entry.flags & flags.CHUNKED else ()
-        for name in magic.names(entry):
-            magic.value(name, MANIFEST, entry, chunks, counters)
+        for chunk in catalog.chunks(entry) if entry.flags & flags.CHUNKED else ():
+            assert chunk.object.cache_name
     if entry.is_file:
         with suppress(CvmfsProblem):
             assert entry.object.cache_name
@@ -224,28 +250,48 @@ def _make_catalog() -> bytes:
 _CATALOG: Final = _make_catalog()
 
 
-def _make_certificate() -> bytes:
-    from datetime import timedelta
+_KEY: Final = rsa.generate_private_key(65537, 2048)
 
-    from cryptography import x509
-    from cryptography.hazmat.primitives import hashes
-    from cryptography.hazmat.primitives.asymmetric import rsa
-    from cryptography.hazmat.primitives.serialization import Encoding
-    from cryptography.x509.oid import NameOID
 
-    key = rsa.generate_private_key(65537, 2048)
+def _make_certificate() -> x509.Certificate:
     name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "fuzz")])
-    built = x509.CertificateBuilder().subject_name(name).issuer_name(name).public_key(key.public_key())
+    built = x509.CertificateBuilder().subject_name(name).issuer_name(name).public_key(_KEY.public_key())
     built = built.serial_number(7).not_valid_before(_NOW).not_valid_after(_NOW + timedelta(days=9))
-    return built.sign(key, hashes.SHA256()).public_bytes(Encoding.PEM)
+    uri = x509.SubjectAlternativeName([x509.UniformResourceIdentifier("cvmfs:fuzz.test.org")])
+    return built.add_extension(uri, critical=False).sign(_KEY, hashes.SHA256())
 
 
+_CA: Final = _make_certificate()
+
+
+def _make_pkcs7() -> bytes:
+    builder = PKCS7SignatureBuilder().set_data(WHITELIST).add_signer(_CA, _KEY, hashes.SHA256())
+    return builder.sign(Encoding.DER, [PKCS7Options.Binary])
+
+
+def _make_history() -> bytes:
+    database = sqlite3.connect(":memory:")
+    database.execute("PRAGMA page_size = 1024")
+    database.execute(
+        "CREATE TABLE tags (name TEXT PRIMARY KEY, hash TEXT, revision INTEGER, timestamp INTEGER, size INTEGER)"
+    )
+    for revision, name in enumerate(("v1", "trunk-previous", "trunk")):
+        database.execute("INSERT INTO tags VALUES (?, ?, ?, ?, 9)", (name, str(SOME), revision, 10**9 + revision))
+    database.commit()
+    data = database.serialize()
+    database.close()
+    return data
+
+
+_PKCS7: Final = _make_pkcs7()
 TARGETS: Final = {
     "manifest": Target(manifest, [MANIFEST.body(), WHITELIST]),
     "envelope": Target(envelope, [unsigned_envelope(MANIFEST.body(), Algorithm.SHA1).join() + b"\x07" * 256]),
     "whitelist": Target(whitelist, [WHITELIST, MANIFEST.body()]),
     "blacklist": Target(blacklist, [WHITELIST + b"<fuzz.test.org 3\n", str(SOME).encode()]),
-    "certificate": Target(certificate, [_make_certificate()]),
+    "certificate": Target(certificate, [_CA.public_bytes(Encoding.PEM), _CA.public_bytes(Encoding.DER)]),
+    "pkcs7": Target(pkcs7, [_PKCS7, _pem(_PKCS7)]),
+    "history": Target(history, [_make_history()]),
     "xattrs": Target(xattrs, [b"\x01\x02\x06\x01user.a1\x06\x00user.b", b"$(A)/$(B:-c)/$("]),
     "catalog_bytes": Target(catalog_bytes, [_CATALOG]),
     "catalog_cells": Target(catalog_cells, [b"0123456789"]),

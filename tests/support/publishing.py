@@ -113,7 +113,7 @@ def opened(fqrn: str, storage: Path, public: Path, cache: Path) -> Iterator[Open
     with closing(Cache(cache, None)) as kept:
         fetcher = Fetcher(Transport((SERVER,)), Disk(storage), Counters(), random=Random(0), sleep=lambda _: None)
         objects = Objects(kept, fetcher, Counters())
-        anchor = Anchor(fqrn, load_master_keys([public]), Blacklist())
+        anchor = Anchor(fqrn, load_master_keys([public]), Blacklist)
         repository = Repository(anchor, fetcher, objects, now=lambda: datetime.now(UTC))
         try:
             yield Opened(repository.load(), objects)

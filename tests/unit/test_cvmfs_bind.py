@@ -56,8 +56,8 @@ class Bound:
                 values = (*path_hash(path.encode()), *path_hash(path.rpartition("/")[0].encode()))
                 name = path.rpartition("/")[2]
                 database.execute(
-                    "INSERT INTO catalog (md5path_1, md5path_2, parent_1, parent_2, hardlinks, size, mode, mtime, flags,"
-                    " name, symlink, uid, gid) VALUES (?, ?, ?, ?, 1, 4096, 16877, 5, ?, ?, '', 0, 0)",
+                    "INSERT INTO catalog (md5path_1, md5path_2, parent_1, parent_2, hardlinks, size, mode, mtime,"
+                    " flags, name, symlink, uid, gid) VALUES (?, ?, ?, ?, 1, 4096, 16877, 5, ?, ?, '', 0, 0)",
                     (*values, bits | flags.DIRECTORY, name),
                 )
             database.execute("INSERT INTO bind_mountpoints VALUES (?, ?, 0)", (BOUND, str(bound)))

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from cernvm.cvmfs import client, parameters, shell
+from cernvm.cvmfs import anchor, client, parameters, shell
 from cernvm.cvmfs.errors import Mistake
 from cernvm.cvmfs.magic import Visibility
 from cernvm.cvmfs.parameters import Parameters, read_parameters
@@ -207,6 +207,6 @@ def test_what_entries_look_like_follows_the_parameters(tmp_path: Path) -> None:
 
 def test_keys_and_black_list_come_from_where_the_parameters_say(tmp_path: Path) -> None:
     with pytest.raises(Mistake, match=rf"no public master key \(\*\.pub\) in {tmp_path / 'keys'}"):
-        client.anchor_of(read(tmp_path, "A=1\n"))
+        anchor.anchor_of(read(tmp_path, "A=1\n"))
     with pytest.raises(Mistake, match=r"/absent\.pub: the public master key cannot be read"):
-        client.anchor_of(read(tmp_path, "CVMFS_PUBLIC_KEY=/absent.pub:/other.pub\n"))
+        anchor.anchor_of(read(tmp_path, "CVMFS_PUBLIC_KEY=/absent.pub:/other.pub\n"))

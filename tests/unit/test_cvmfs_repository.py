@@ -23,7 +23,7 @@ from cernvm.cvmfs.publish import create_repository, publish_tree
 from cernvm.cvmfs.publish.keys import KeyFiles, load_release
 from cernvm.cvmfs.publish.sign import sign_manifest
 from cernvm.cvmfs.repository import Anchor, Repository
-from cernvm.cvmfs.trust import Blacklist, load_master_keys, parse_blacklist
+from cernvm.cvmfs.trust import load_master_keys, parse_blacklist
 from tests.support.cvmfs import copy_of
 from tests.support.storage import Storage
 
@@ -55,7 +55,7 @@ class Chain:
     def repository(self, *, keys: str = "keys", blacklist: str = "", max_ttl: int = 0) -> Repository:
         """A client that trusts the master key in `keys`."""
         masters = load_master_keys([self.published / keys / f"{FQRN}.pub"])
-        anchor = Anchor(FQRN, masters, parse_blacklist(blacklist) if blacklist else Blacklist())
+        anchor = Anchor(FQRN, masters, lambda: parse_blacklist(blacklist))
         objects = Objects(self.cache, self.storage, Counters())
         return Repository(anchor, self.storage, objects, now=lambda: self.now, max_ttl=max_ttl)
 

@@ -23,7 +23,8 @@ from . import flags
 from .cache import OpenObject
 from .errors import Malformed, Unsupported
 from .hashes import DIGEST_SIZE, ContentHash, Kind, PathHash, parse_hash, path_hash
-from .objects import ObjectRef
+from .http import Span
+from .objects import ObjectRef, Place
 
 _SCHEMA: Final = r"2\.[45]0*"
 MAX_NAME: Final = 255
@@ -68,6 +69,8 @@ class Entry:
     xattrs: bytes | None
     chunks_digest: bytes = b""
     """Of a chunked file: what tells its content from any other, as the hash does for others."""
+    external: bytes | None = None
+    """Of external data: its path below the external servers."""
 
     @property
     def is_directory(self) -> bool:
@@ -89,7 +92,8 @@ class Entry:
         """The object with the whole content.  Raises Malformed if the row names none."""
         if self.content is None:
             raise Malformed(f"the catalog names no object for the file {self.name!r}")
-        return ObjectRef(self.content, Kind.FILE, flags.compression_of(self.flags), self.size)
+        place = None if self.external is None else Place(self.external)
+        return ObjectRef(self.content, Kind.FILE, flags.compression_of(self.flags), self.size, place)
 
 
 @dataclass(frozen=True, slots=True)
@@ -208,13 +212,13 @@ class Catalog:
         rows = self._query(
             f"SELECT {self._columns} FROM catalog WHERE md5path_1 = ? AND md5path_2 = ?", (first, second)
         )
-        return self._entry(rows[0]) if rows else None
+        return self._entry(rows[0], path.rpartition(b"/")[0]) if rows else None
 
     def children(self, path: bytes) -> list[Entry]:
         """Return the visible entries of the directory `path`, sorted by name.  Raises Malformed."""
         first, second = self._hash_of(path)
         rows = self._query(f"SELECT {self._columns} FROM catalog WHERE parent_1 = ? AND parent_2 = ?", (first, second))
-        entries = [self._entry(row) for row in rows]
+        entries = [self._entry(row, path) for row in rows]
         visible = [entry for entry in entries if not entry.flags & flags.HIDDEN]
         for entry in visible:
             _check_name(entry.name)
@@ -230,7 +234,8 @@ class Catalog:
             if offset != reached or not isinstance(size, int) or size <= 0:
                 raise Malformed(f"catalog {self.content}: the chunks of {entry.name!r} do not follow one another")
             content = ContentHash(_as_bytes(digest), algorithm)
-            chunks.append(Chunk(offset, ObjectRef(content, Kind.CHUNK, compression, size)))
+            place = None if entry.external is None else Place(entry.external, Span(offset, size))
+            chunks.append(Chunk(offset, ObjectRef(content, Kind.CHUNK, compression, size, place)))
             reached += size
         if reached != entry.size:
             raise Malformed(f"catalog {self.content}: the chunks of {entry.name!r} do not make up its size")
@@ -249,18 +254,19 @@ class Catalog:
                 self._ticks = 0
                 with closing(self._connection.execute(statement, values)) as cursor:
                     return cursor.fetchall()
-        except sqlite3.Error as error:
+        except (sqlite3.Error, UnicodeDecodeError) as error:  # the second: of a message that quotes the file
             raise Malformed(f"catalog {self.content} cannot be read: {error}") from error
 
     def _chunks_digest(self, first: int, second: int) -> bytes:
         return blake2b(repr(self._query(_CHUNKS, (first, second))).encode(), digest_size=DIGEST_SIZE).digest()
 
-    def _entry(self, row: tuple[Any, ...]) -> Entry:
+    def _entry(self, row: tuple[Any, ...], directory: bytes) -> Entry:
         whole = row[: len(_WHOLE)]
         (first, second, up_first, up_second, hardlinks, size, mode, mtime, bits, uid, gid) = whole
         (mtimens, digest, name, target, xattrs) = row[len(_WHOLE) :]
         if set(map(type, whole)) != _ONLY_WHOLE or mode & ~0xFFFF:
             raise Malformed(f"catalog {self.content} has an entry of wrong types: {name!r}")
+        external = self.root + directory[len(self.prefix) :] + b"/" + _as_bytes(name) if bits & flags.EXTERNAL else None
         entry = Entry(
             path_hash=PathHash(first, second),
             parent=PathHash(up_first, up_second),
@@ -277,6 +283,7 @@ class Catalog:
             target=_as_bytes(target),
             xattrs=None if xattrs is None else _as_bytes(xattrs),
             chunks_digest=self._chunks_digest(first, second) if bits & flags.CHUNKED else b"",
+            external=external,
         )
         if stat.S_IFMT(mode) not in _KNOWN_TYPES or entry.is_directory != bool(bits & flags.DIRECTORY):
             raise Malformed(f"catalog {self.content}: the type of {entry.name!r} contradicts itself")

@@ -11,24 +11,19 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from pathlib import Path
-from typing import Final
 
+from .anchor import anchor_of, pin_of
 from .cache import Cache
 from .counters import Counters
-from .errors import Mistake
-from .magic import Visibility
-from .network import Network, connect
+from .magic import Protection, Visibility
+from .network import EXTERNAL, Network, connect
 from .objects import Objects
 from .parameters import Parameters
 from .prefetch import Prefetcher
-from .repository import Anchor, Repository
-from .trust import Blacklist, load_master_keys, parse_blacklist
+from .repository import Repository
 from .view import Changes, Policy, View
 
 log = logging.getLogger(__name__)
-KEYS: Final = "keys"
-"""Directory of master keys below the parameters' directory."""
 
 
 @dataclass(frozen=True)
@@ -43,11 +38,19 @@ class Client:
     """An open repository and its view."""
 
     def __init__(
-        self, repository: Repository, view: View, network: Network, options: MountOptions, auto_update: bool
+        self,
+        repository: Repository,
+        view: View,
+        network: Network,
+        options: MountOptions,
+        auto_update: bool,
+        external: Network | None = None,
     ) -> None:
         self.repository = repository
         self.view = view
         self.network = network
+        self.external = external
+        """The way to the servers of external data, if the site names any."""
         self.options = options
         self.auto_update = auto_update
 
@@ -60,10 +63,16 @@ class Client:
         """Seconds until `refresh` is due."""
         return self.repository.ttl(self.view.tree)
 
+    def retry_after(self) -> int:
+        """Seconds until the next `refresh` after one that failed."""
+        return self.repository.retry_after(self.view.tree)
+
     def close(self) -> None:
         """Let go of connections and open objects."""
         self.view.close()
         self.network.close()
+        if self.external is not None:
+            self.external.close()
         self.repository.objects.close()
 
 
@@ -76,49 +85,27 @@ def open_client(parameters: Parameters, cache: Cache, counters: Counters) -> Cli
         raise parameters.mistake("CVMFS_STRICT_MOUNT", f"{fqrn} is not among CVMFS_REPOSITORIES")
     anchor = anchor_of(parameters)
     policy = policy_of(parameters)
+    pin = pin_of(parameters)
     network = connect(parameters, counters, cache.directory)
     fetcher = network.fetcher
-    objects = Objects(cache, fetcher, counters)
-    repository = Repository(
-        anchor, fetcher, objects, now=lambda: datetime.now(UTC), max_ttl=60 * parameters.number("CVMFS_MAX_TTL", 0)
-    )
+    has_external = bool(parameters.get(EXTERNAL.servers))
+    external = connect(parameters, counters, cache.directory, names=EXTERNAL) if has_external else None
+    objects = Objects(cache, fetcher, counters, external.fetcher if external else None)
+    max_ttl = 60 * parameters.number("CVMFS_MAX_TTL", 0)
+    repository = Repository(anchor, fetcher, objects, now=lambda: datetime.now(UTC), max_ttl=max_ttl, pin=pin)
     try:
         view = View(repository.load(), objects, policy, counters, Prefetcher(objects))
     except BaseException:
         network.close()
+        if external is not None:
+            external.close()
         objects.close()
         raise
     options = MountOptions(
         check_permissions=parameters.flag("CVMFS_CHECK_PERMISSIONS", True),
         allow_setuid=parameters.flag("CVMFS_SUID", False),
     )
-    return Client(repository, view, network, options, parameters.flag("CVMFS_AUTO_UPDATE", True))
-
-
-def anchor_of(parameters: Parameters) -> Anchor:
-    """Master keys and black list.  Raises Mistake naming the file."""
-    text = parameters.get("CVMFS_PUBLIC_KEY")
-    if text:
-        files = [Path(name) for name in text.split(":") if name]
-    else:
-        directory = Path(parameters.get("CVMFS_KEYS_DIR") or parameters.directory / KEYS)
-        files = sorted(directory.glob("*.pub"))
-        if not files:
-            raise Mistake(f"{parameters.fqrn}: there is no public master key (*.pub) in {directory}")
-    return Anchor(parameters.fqrn, load_master_keys(files), _blacklist(parameters))
-
-
-def _blacklist(parameters: Parameters) -> Blacklist:
-    given = parameters.get("CVMFS_BLACKLIST")
-    file = Path(given) if given else parameters.directory / "blacklist"
-    try:
-        return parse_blacklist(file.read_text(encoding="utf-8", errors="replace"))
-    except FileNotFoundError:
-        if given:
-            raise parameters.mistake("CVMFS_BLACKLIST", "no such file") from None
-        return Blacklist()
-    except OSError as error:
-        raise Mistake(f"{file}: the black list cannot be read: {error.strerror}") from error
+    return Client(repository, view, network, options, parameters.flag("CVMFS_AUTO_UPDATE", True), external)
 
 
 def policy_of(parameters: Parameters) -> Policy:
@@ -134,6 +121,10 @@ def policy_of(parameters: Parameters) -> Policy:
         world_readable=parameters.flag("CVMFS_WORLD_READABLE", False),
         variables=_variables(parameters),
         list_magic=visibility,
+        protection=Protection(
+            frozenset(name.encode() for name in _words(parameters.get("CVMFS_XATTR_PROTECTED_XATTRS"))),
+            frozenset(_groups(parameters, "CVMFS_XATTR_PRIVILEGED_GIDS")),
+        ),
     )
 
 
@@ -142,6 +133,13 @@ def _variables(parameters: Parameters) -> Mapping[bytes, bytes]:
     own = {name: parameter.value for name, parameter in parameters.values.items()}
     own["CVMFS_FQRN"] = parameters.fqrn
     return dict(os.environb) | {os.fsencode(name): os.fsencode(value) for name, value in own.items()}
+
+
+def _groups(parameters: Parameters, name: str) -> list[int]:
+    words = _words(parameters.get(name))
+    if not all(word.isascii() and word.isdigit() for word in words):
+        raise parameters.mistake(name, "not a list of group numbers")
+    return [int(word) for word in words]
 
 
 def _words(text: str) -> list[str]:

@@ -32,6 +32,10 @@ class Untrusted(CvmfsProblem):
     bus_name: ClassVar[str] = "Untrusted"
 
 
+class Revoked(Untrusted):
+    """What was believed before must not be believed any more: the black list says so."""
+
+
 class RolledBack(Untrusted):
     """The server offers an older state than the one already known."""
 

@@ -140,7 +140,7 @@ class Fetcher:
         while attempt is not None:
             if attempt.wait:
                 self._sleep(attempt.wait)
-            url = attempt.server.rstrip("/") + "/" + quote(path, safe=_UNESCAPED)
+            url = attempt.server.rstrip("/") + "/" + quote(path.encode("utf-8", "surrogateescape"), safe=_UNESCAPED)
             receiver = begin()
             try:
                 self._wire.get(url, attempt.proxy.url, receiver, refresh=attempt.refresh, span=span)

@@ -23,10 +23,11 @@ from cernvm.kit.errors import Problem
 from .cache import Cache, OpenObject
 from .counters import Counter, Counters
 from .crew import Crew
-from .errors import CvmfsProblem, DiskFull, ObjectCorrupt, TimedOut
+from .errors import CvmfsProblem, DiskFull, ObjectCorrupt, TimedOut, Unreachable
 from .fetch import R
 from .flags import Compression
 from .hashes import ContentHash, Hasher, Kind
+from .http import Span
 
 log = logging.getLogger(__name__)
 MAX_OPEN: Final = 512
@@ -44,6 +45,14 @@ _PIECE: Final = 1 << 20
 
 
 @dataclass(frozen=True, slots=True)
+class Place:
+    """Where external data stands: a path below the external servers, and which part of the file there."""
+
+    path: bytes
+    span: Span | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class ObjectRef:
     """What is wanted: `size` is that of the content, uncompressed (None: not known)."""
 
@@ -51,6 +60,8 @@ class ObjectRef:
     kind: Kind = Kind.FILE
     compression: Compression = Compression.ZLIB
     size: int | None = None
+    place: Place | None = None
+    """Where it stands if not under its hash."""
 
     @property
     def cache_name(self) -> str:
@@ -70,6 +81,13 @@ class Source(Protocol):
 
     def fetch(self, path: str, begin: Callable[[], R]) -> R:
         """Return the receiver that took the bytes at `path`; `begin` makes one per attempt.  Raises CvmfsProblem."""
+
+
+class ExternalSource(Protocol):
+    """Where external data comes from."""
+
+    def fetch(self, path: str, begin: Callable[[], R], *, span: Span | None = None) -> R:
+        """Like `Source.fetch`, for a part of a file."""
 
 
 class Verifier:
@@ -97,6 +115,8 @@ class Verifier:
             return
         try:
             while data:
+                if self._inflater.eof:  # what follows would never be consumed
+                    raise ObjectCorrupt(f"object {self._ref} is corrupt: its zlib stream does not end where it should")
                 self._store(self._inflater.decompress(data, _PIECE))
                 data = self._inflater.unconsumed_tail
         except zlib.error as error:
@@ -133,11 +153,20 @@ class _Transfer:
 class Objects:
     """The objects of one repository."""
 
-    def __init__(self, cache: Cache, source: Source, counters: Counters, *, patience: float = PATIENCE) -> None:
+    def __init__(
+        self,
+        cache: Cache,
+        source: Source,
+        counters: Counters,
+        external: ExternalSource | None = None,
+        *,
+        patience: float = PATIENCE,
+    ) -> None:
         self.cache = cache
         self.patience = patience
         self._crew = Crew(MAX_TRANSFERS, "fetch")
         self._source = source
+        self._external = external
         self._counters = counters
         self._lock = threading.Lock()
         self._open: OrderedDict[str, OpenObject] = OrderedDict()
@@ -171,6 +200,13 @@ class Objects:
         with self._lock:
             return self._open.get(ref.cache_name)
 
+    def drop(self, ref: ObjectRef) -> None:
+        """Forget one object, here and in the cache; it is fetched again when it is wanted."""
+        with self._lock:
+            known = self._open.pop(ref.cache_name, None)
+            self._open_bytes -= known.size if known is not None else 0
+        self.cache.forget(ref.cache_name)
+
     def close(self) -> None:
         """Let go of what is open."""
         with self._lock:
@@ -184,7 +220,7 @@ class Objects:
             if transfer is None:
                 transfer = self._under_way[name] = _Transfer()
         if mine:
-            self._begin(ref, name, transfer)
+            self._begin(ref, name, transfer, missing)
         else:
             self._counters.add(Counter.CACHE_MISSES)
         if not transfer.done.wait(self.patience):
@@ -194,7 +230,7 @@ class Objects:
         assert transfer.result is not None
         return transfer.result
 
-    def _begin(self, ref: ObjectRef, name: str, transfer: _Transfer) -> None:
+    def _begin(self, ref: ObjectRef, name: str, transfer: _Transfer, missing: Callable[[], None] | None) -> None:
         """Take the object from the cache, or have the crew fetch it."""
         try:
             found = self._from_cache(ref, name)
@@ -204,6 +240,8 @@ class Objects:
         if found is not None:
             self._finish(name, transfer, found, None)
         else:
+            if missing is not None:
+                missing()
             self._crew.do(lambda: self._carry_out(ref, name, transfer))
 
     def _carry_out(self, ref: ObjectRef, name: str, transfer: _Transfer) -> None:
@@ -258,8 +296,17 @@ class Objects:
 
     def _fetched(self, ref: ObjectRef, name: str) -> OpenObject:
         with self.cache.writing(name) as fd:
-            self._source.fetch(ref.content.path(ref.kind), lambda: Verifier(ref, fd))
+            self._fetch(ref, lambda: Verifier(ref, fd))
             return OpenObject(os.dup(fd))
+
+    def _fetch(self, ref: ObjectRef, begin: Callable[[], Verifier]) -> None:
+        if ref.place is None:
+            self._source.fetch(ref.content.path(ref.kind), begin)
+            return
+        path = ref.place.path.decode("utf-8", "surrogateescape")
+        if self._external is None:
+            raise Unreachable(f"{path!r} is external data, and CVMFS_EXTERNAL_URL does not say where that stands")
+        self._external.fetch(path.lstrip("/"), begin, span=ref.place.span)
 
 
 def _again(failure: BaseException) -> BaseException:

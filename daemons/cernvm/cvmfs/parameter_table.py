@@ -103,10 +103,13 @@ _TRUST: Final = {
     "CVMFS_PUBLIC_KEY": _followed("", "files of master keys, separated by `:`"),
     "CVMFS_KEYS_DIR": _followed("keys below the parameters", "directory of master keys, `*.pub`"),
     "CVMFS_BLACKLIST": _followed("blacklist below the parameters", "file of fingerprints and revisions to refuse"),
-    "CVMFS_TRUSTED_CERTS": _refused("", "whitelists that are signed with PKCS#7 are refused; use master keys"),
-    "CVMFS_ROOT_HASH": _refused("", "the newest revision is shown"),
-    "CVMFS_REPOSITORY_TAG": _refused("", "the newest revision is shown"),
-    "CVMFS_REPOSITORY_DATE": _refused("", "the newest revision is shown"),
+    "CVMFS_TRUSTED_CERTS": _followed(
+        "/etc/grid-security/certificates",
+        "directories (`:`) of certificate authorities and revocation lists, for whitelists that ask for them",
+    ),
+    "CVMFS_ROOT_HASH": _followed("", "show the revision with this root catalog, and no other"),
+    "CVMFS_REPOSITORY_TAG": _followed("", "show the revision with this name, and no other"),
+    "CVMFS_REPOSITORY_DATE": _followed("", "show what was tagged last at this time, `YYYY-MM-DDTHH:MM:SSZ`"),
     "CVMFS_AUTO_UPDATE": _followed("yes", "look for newer revisions; with `no` only when told to"),
     "CVMFS_MAX_TTL": _followed("0", "minutes after which to look at the latest; 0: as the repository says"),
     "CVMFS_STRICT_MOUNT": _followed("no", "mount only what CVMFS_REPOSITORIES lists"),
@@ -126,8 +129,10 @@ _VIEW: Final = {
     "CVMFS_CHECK_PERMISSIONS": _followed("yes", "the kernel enforces permissions"),
     "CVMFS_SUID": _followed("no", "set-user-id bits count"),
     "CVMFS_MAGIC_XATTRS_VISIBILITY": _followed("rootonly", "entries whose listing names the computed attributes"),
-    "CVMFS_XATTR_PRIVILEGED_GIDS": _refused("", "everybody may read the computed attributes"),
-    "CVMFS_XATTR_PROTECTED_XATTRS": _refused("", "everybody may read the computed attributes"),
+    "CVMFS_XATTR_PRIVILEGED_GIDS": _followed(
+        "", "numbers of the groups that may read protected attributes, besides root's"
+    ),
+    "CVMFS_XATTR_PROTECTED_XATTRS": _followed("", "computed attributes that only those groups may read"),
     "CVMFS_HIDE_MAGIC_XATTRS": _refused("no", "set CVMFS_MAGIC_XATTRS_VISIBILITY=never", "no"),
     "CVMFS_KCACHE_TIMEOUT": _refused("60", "the kernel is told what changed, and keeps the rest", "60"),
     "CVMFS_CACHE_SYMLINKS": _refused(

@@ -42,6 +42,8 @@ class Parameters:
     fqrn: str
     directory: Path
     values: Mapping[str, Parameter]
+    config_files: Path | None = None
+    """Where the files of the configuration repository stand, if there is one."""
 
     def get(self, name: str, default: str = "") -> str:
         """The value of `name`, or `default` if it is not set at all."""
@@ -115,7 +117,7 @@ def read_parameters(fqrn: str, directory: Path, mounts: Path = MOUNTS) -> Parame
     reading = _Reading(fqrn, directory)
     _read_first(reading)
     ours = directory
-    theirs = _config_repository(reading, mounts)
+    theirs = reading.config_files = _config_repository(reading, mounts)
     domain = f"{fqrn.split('.', 1)[1]}.conf"
     reading.take(theirs, "default.conf")
     reading.take(ours, "default.local")
@@ -173,6 +175,7 @@ class _Reading:
         self.directory = directory
         self._raw: dict[str, tuple[str, Path]] = {}
         self._protected: set[str] = set()
+        self.config_files: Path | None = None
 
     def value(self, name: str) -> str:
         """The value so far, empty if there is none."""
@@ -205,4 +208,4 @@ class _Reading:
             name: Parameter(value.replace("@fqrn@", self.fqrn).replace("@org@", organisation), origin)
             for name, (value, origin) in self._raw.items()
         }
-        return Parameters(self.fqrn, self.directory, values)
+        return Parameters(self.fqrn, self.directory, values, self.config_files)

@@ -1,9 +1,8 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """Who may say what a repository contains: master keys, whitelist, certificate, black list.
 
-Signatures are verified by hand (modular exponentiation and comparison with the one correct padded block), because
-hardened OpenSSL policies refuse SHA-1, and because the whitelist's signature has no DigestInfo.  Every refusal is
-an `Untrusted` with its own sentence.  Nothing here touches the network.  Thread-safe: values.
+Signatures are verified by the arithmetic itself (`rsa`).  Every refusal is an `Untrusted` with its own sentence.
+Nothing here touches the network.  Thread-safe: values.
 Format: docs/cvmfs-format.md, "Trust"; enforced by tests/unit/test_cvmfs_trust.py.
 """
 
@@ -22,11 +21,14 @@ from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives.asymmetric.rsa import RSAPublicKey
 from cryptography.hazmat.primitives.serialization import Encoding, load_pem_public_key
 
-from .errors import Malformed, Mistake, RolledBack, Unsupported, Untrusted
+from .authorities import DIGEST_INFO, Authorities
+from .errors import Malformed, Mistake, Revoked, RolledBack, Untrusted
 from .hashes import ContentHash, hash_of, parse_fingerprint
 from .manifest import Envelope, Manifest
+from .pkcs7 import verified_content
+from .rsa import signed_block_matches
 
-SHA1_DIGEST_INFO: Final = bytes.fromhex("3021300906052b0e03021a05000414")
+SHA1_DIGEST_INFO: Final = DIGEST_INFO["sha1"]
 MIN_KEY_BITS: Final = 1024
 _BLACKLISTED_REVISION: Final = re.compile(r"<\s*(\S+)\s+(\d{1,18})")
 
@@ -47,10 +49,16 @@ class Blacklist:
     least_revisions: tuple[tuple[str, int], ...] = ()
 
     def check_revision(self, fqrn: str, revision: int) -> None:
-        """Raise Untrusted when `revision` is refused."""
+        """Raise Revoked when `revision` is refused."""
         for name, least in self.least_revisions:
             if name == fqrn and revision < least:
-                raise Untrusted(f"{fqrn}: revision {revision} is black-listed (revisions below {least} are refused)")
+                raise Revoked(f"{fqrn}: revision {revision} is black-listed (revisions below {least} are refused)")
+
+    def check_certificate(self, certificate: x509.Certificate, fqrn: str) -> None:
+        """Raise Revoked when the certificate is refused."""
+        der = certificate.public_bytes(Encoding.DER)
+        if {hash_of(der, entry.algorithm) for entry in self.certificates} & self.certificates:
+            raise Revoked(f"{fqrn}: the repository's certificate is black-listed")
 
 
 @dataclass(frozen=True)
@@ -62,7 +70,7 @@ class Whitelist:
     """UTC, cut to the hour."""
     fingerprints: frozenset[ContentHash]
     flags: frozenset[str] = field(default=frozenset())
-    """Lines that ask for another way of checking: `Vpkcs7`, `Wcachain`."""
+    """Lines that ask for more: `Vpkcs7` (believe the PKCS#7 message instead), `Wcachain` (and the authorities)."""
 
 
 def load_master_keys(files: Sequence[Path]) -> tuple[MasterKey, ...]:
@@ -82,23 +90,6 @@ def _load_key(file: Path) -> RSAPublicKey:
     if not isinstance(key, RSAPublicKey) or key.key_size < MIN_KEY_BITS:
         raise Mistake(f"{file}: not an RSA public key of at least {MIN_KEY_BITS} bits")
     return key
-
-
-def signed_block_matches(key: RSAPublicKey, signature: bytes, payload: bytes) -> bool:
-    """Tell whether `signature` is `payload` in PKCS#1 v1.5 type-1 padding under `key`.
-
-    `payload` is everything after the padding's zero byte: a DigestInfo with digest, or, for whitelists, bare text.
-    """
-    size = (key.key_size + 7) // 8
-    filling = size - 3 - len(payload)
-    if len(signature) != size or filling < 8:
-        return False
-    numbers = key.public_numbers()
-    number = int.from_bytes(signature, "big")
-    if number >= numbers.n:
-        return False
-    block = pow(number, numbers.e, numbers.n).to_bytes(size, "big")
-    return block == b"\x00\x01" + b"\xff" * filling + b"\x00" + payload
 
 
 def load_certificate(pem: bytes) -> x509.Certificate:
@@ -156,14 +147,25 @@ def parse_blacklist(text: str) -> Blacklist:
 def check_whitelist(envelope: Envelope, keys: Sequence[MasterKey], fqrn: str, now: datetime) -> Whitelist:
     """Return the whitelist if one of the master keys signed it, for this repository, and it has not expired.
 
-    Raises Untrusted, Malformed or Unsupported.
+    Raises Untrusted or Malformed.
     """
     whitelist = parse_whitelist(envelope.text)
-    if whitelist.flags:
-        raise Unsupported(f"{fqrn}: the whitelist asks for {', '.join(sorted(whitelist.flags))} checks")
     if not any(signed_block_matches(key.key, envelope.signature, envelope.hash_text) for key in keys):
         tried = ", ".join(str(key.origin) for key in keys)
         raise Untrusted(f"{fqrn}: the whitelist is not signed by any of the master keys ({tried})")
+    return _check_terms(whitelist, fqrn, now)
+
+
+def check_pkcs7_whitelist(data: bytes, authorities: Authorities, fqrn: str, now: datetime) -> Whitelist:
+    """Return the whitelist inside a PKCS#7 message that somebody signed who may speak for the repository.
+
+    Raises Untrusted or Malformed.
+    """
+    text = verified_content(data, authorities, f"cvmfs:{fqrn}", now, f"{fqrn}: the PKCS#7 whitelist")
+    return _check_terms(parse_whitelist(text.replace(b"\r\n", b"\n").partition(b"\n--\n")[0] + b"\n"), fqrn, now)
+
+
+def _check_terms(whitelist: Whitelist, fqrn: str, now: datetime) -> Whitelist:
     if whitelist.fqrn != fqrn:
         raise Untrusted(f"{fqrn}: the server's whitelist is for the repository {whitelist.fqrn}")
     if now >= whitelist.expires:
@@ -180,8 +182,7 @@ def check_certificate(certificate: x509.Certificate, whitelist: Whitelist, black
     listed = {hash_of(der, entry.algorithm) for entry in whitelist.fingerprints} & whitelist.fingerprints
     if not listed:
         raise Untrusted(f"{fqrn}: the repository's certificate is not on the whitelist")
-    if {hash_of(der, entry.algorithm) for entry in blacklist.certificates} & blacklist.certificates:
-        raise Untrusted(f"{fqrn}: the repository's certificate is black-listed")
+    blacklist.check_certificate(certificate, fqrn)
 
 
 @dataclass(frozen=True)
@@ -197,7 +198,7 @@ def check_manifest(manifest: Manifest, fqrn: str, known: Known | None) -> None:
     """Raise Untrusted unless the manifest is this repository's and not older than what is already known."""
     if manifest.fqrn != fqrn:
         raise Untrusted(f"{fqrn}: the server's manifest is for the repository {manifest.fqrn}")
-    if known is not None and (manifest.timestamp, manifest.revision) < (known.timestamp, known.revision):
+    if known is not None and (manifest.timestamp < known.timestamp or manifest.revision < known.revision):
         raise RolledBack(
             f"{fqrn}: the server offers revision {manifest.revision} of {_when(manifest.timestamp)}, "
             f"older than the known revision {known.revision} of {_when(known.timestamp)}"
