@@ -3,12 +3,12 @@
 
 Two habits of programs are followed.  Who reads a second file of a directory from the network mostly reads more of it
 (the modules of a package, the tables of a generator): its small siblings come along, in the order of their names, from
-the one just read onwards.  Who reads a large file mostly reads on: its next chunks come along.  What is fetched ahead
-stays within a fixed amount and a multiple of what was really wanted, so that a program that jumps about costs
-little; after a failure nothing is fetched ahead for a while.
+the first one read onwards; a directory with few of them comes along at once.  Who reads a large file mostly reads on:
+its next chunks come along.  What is fetched ahead stays within a fixed amount and a multiple of what was really
+wanted, so that a program that jumps about costs little; after a failure nothing is fetched ahead for a while.
 
-Thread rule: `missed` and `missed_chunk` may be called from any thread and never block; the fetching is done by threads
-of this room, which end when nothing is to do.
+Thread rule: `missed`, `missed_chunk` and `reads_chunk` may be called from any thread and never wait for the network;
+the fetching is done by threads of this room, which end when nothing is to do.
 """
 
 from __future__ import annotations
@@ -18,6 +18,8 @@ import threading
 import time
 from collections import OrderedDict, deque
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
 from typing import Final
 
 from . import flags
@@ -30,10 +32,13 @@ from .tree import Tree
 log: Final = logging.getLogger(__name__)
 
 WIDTH: Final = 16
-"""Transfers ahead at a time: as many as the original client has connections in all."""
+"""Transfers ahead at a time: as many as the original client has connections in all, so that servers see no more."""
 MAX_SIBLING: Final = 256 << 10
 MAX_SIBLINGS: Final = 4000
 MAX_WAITING: Final = 128
+FEW: Final = 64
+FEW_BYTES: Final = 512 << 10
+"""A directory with so little comes along at its first missing file."""
 CHUNKS_AHEAD: Final = 3
 FREE_BYTES: Final = 16 << 20
 """Ahead at most this much, and `RATIO` times what was wanted and missing."""
@@ -41,6 +46,15 @@ RATIO: Final = 4
 PAUSE: Final = 10.0
 _LINGER: Final = 5.0
 _MAX_DIRECTORIES: Final = 10_000
+_MAX_FILES: Final = 1_000
+
+
+@dataclass
+class _Habit:
+    """How a directory is read: files missed so far, and what is left to fetch ahead (None: not looked yet)."""
+
+    misses: int = 1
+    left: deque[ObjectRef] | None = None
 
 
 class Prefetcher:
@@ -51,9 +65,11 @@ class Prefetcher:
         self._width = width
         self._clock = clock
         self._changed = threading.Condition()
-        self._waiting: deque[ObjectRef] = deque()
-        self._habits: OrderedDict[tuple[ContentHash, bytes], deque[ObjectRef] | None] = OrderedDict()
-        """Directories of which a file was missed: what is left to fetch ahead, None after the first miss."""
+        self._waiting: deque[Callable[[], object]] = deque()
+        self._habits: OrderedDict[tuple[ContentHash, bytes], _Habit] = OrderedDict()
+        """Directories of which a file was missed."""
+        self._files: OrderedDict[ObjectRef, int] = OrderedDict()
+        """Large files of which a chunk was missed, by their first: the number of the last chunk that was asked for."""
         self._wanted = 0
         self._ahead = 0
         self._threads = 0
@@ -69,27 +85,55 @@ class Prefetcher:
             self._wanted += entry.size
             if not self._may_begin():
                 return
-            if key not in self._habits:  # one file of a directory is no habit
-                self._habits[key] = None
-                if len(self._habits) > _MAX_DIRECTORIES:
-                    self._habits.popitem(last=False)
+            habit = self._habits.get(key)
+            if habit is not None:
+                habit.misses += 1
+                self._take(habit)
                 return
-            left = self._habits[key]
-        if left is None:
-            try:
-                left = deque(_siblings(tree.children(directory), entry.name))
-            except CvmfsProblem:
-                return
+            self._habits[key] = habit = _Habit()
+            if len(self._habits) > _MAX_DIRECTORIES:
+                self._habits.popitem(last=False)
+            self._waiting.append(partial(self._look, habit, tree, directory, entry.name))
+            self._staff()
+
+    def _look(self, habit: _Habit, tree: Tree, directory: bytes, name: bytes) -> None:
+        """See what else is in the directory."""
+        siblings = _siblings(tree.children(directory), name)
         with self._changed:
-            self._habits[key] = left
-            self._enqueue([left.popleft() for _ in range(min(len(left), MAX_WAITING - len(self._waiting)))])
+            habit.left = deque(siblings)
+            few = len(siblings) <= FEW and sum(ref.size or 0 for ref in siblings) <= FEW_BYTES
+            habit.misses += few
+            self._take(habit)
+
+    def _take(self, habit: _Habit) -> None:
+        """Fetch some of what a directory has left; the caller holds the lock."""
+        if habit.misses > 1 and habit.left:
+            room = max(0, MAX_WAITING - len(self._waiting))
+            self._enqueue([habit.left.popleft() for _ in range(min(len(habit.left), room))])
 
     def missed_chunk(self, chunks: Sequence[Chunk], at: int) -> None:
         """A program wants the chunk number `at` of a file, and the cache has it not."""
         with self._changed:
             self._wanted += chunks[at].object.size or 0
             if self._may_begin():
-                self._enqueue([chunk.object for chunk in chunks[at + 1 : at + 1 + CHUNKS_AHEAD]])
+                self._files[chunks[0].object] = at
+                if len(self._files) > _MAX_FILES:
+                    self._files.popitem(last=False)
+                self._read_on(chunks, at)
+
+    def reads_chunk(self, chunks: Sequence[Chunk], at: int) -> None:
+        """A program has come to the chunk number `at`; of a file that was missing, the next ones come along."""
+        if chunks[0].object in self._files:
+            with self._changed:
+                if self._may_begin():
+                    self._wanted += chunks[at].object.size or 0  # what came ahead was wanted after all
+                    self._read_on(chunks, at)
+
+    def _read_on(self, chunks: Sequence[Chunk], at: int) -> None:
+        done = max(at, self._files.get(chunks[0].object, at))
+        last = min(at + CHUNKS_AHEAD, len(chunks) - 1)
+        self._enqueue([chunk.object for chunk in chunks[done + 1 : last + 1]])
+        self._files[chunks[0].object] = max(done, last)
 
     def close(self) -> None:
         """Begin no more transfers; those under way end by themselves."""
@@ -112,7 +156,11 @@ class Prefetcher:
             if self._ahead + (ref.size or 0) > max(FREE_BYTES, RATIO * self._wanted):
                 break
             self._ahead += ref.size or 0
-            self._waiting.append(ref)
+            self._waiting.append(partial(self._objects.open, ref))
+        self._staff()
+
+    def _staff(self) -> None:
+        """Have as many threads as there is work for, within the width; the caller holds the lock."""
         while self._threads < min(self._width, len(self._waiting) + self._busy):
             self._threads += 1
             threading.Thread(target=self._work, daemon=True, name="prefetch").start()
@@ -124,10 +172,10 @@ class Prefetcher:
                 if not self._changed.wait_for(lambda: self._waiting or self._closed, _LINGER) or self._closed:
                     self._threads -= 1
                     return
-                ref = self._waiting.popleft()
+                work = self._waiting.popleft()
                 self._busy += 1
             try:
-                self._objects.open(ref)
+                work()
             except (CvmfsProblem, OSError) as error:
                 # whoever really wants it will hear of it; ahead of that it is only a reason to stop
                 log.debug("fetching ahead stops for a while: %s", error)
