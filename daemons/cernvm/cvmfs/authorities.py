@@ -24,7 +24,7 @@ from cryptography.hazmat.primitives.asymmetric.ec import ECDSA, EllipticCurvePub
 from cryptography.hazmat.primitives.asymmetric.rsa import RSAPublicKey
 from cryptography.x509.oid import ExtensionOID
 
-from .errors import Mistake, Untrusted
+from .errors import Malformed, Mistake, Untrusted
 from .rsa import signed_block_matches
 
 log = logging.getLogger(__name__)
@@ -39,6 +39,10 @@ DIGEST_INFO: Final = {
 }
 """What stands before the digest in a PKCS#1 v1.5 signature (RFC 8017, 9.2)."""
 _CURVE_HASHES: Final = {"sha256": hashes.SHA256(), "sha384": hashes.SHA384(), "sha512": hashes.SHA512()}
+_UNREADABLE: Final = (
+    *(ValueError, TypeError, OverflowError, UnsupportedAlgorithm),
+    *(x509.InvalidVersion, x509.DuplicateExtension, x509.UnsupportedGeneralNameType),
+)
 _UNDERSTOOD: Final = frozenset(
     {
         ExtensionOID.BASIC_CONSTRAINTS,
@@ -49,6 +53,17 @@ _UNDERSTOOD: Final = frozenset(
     }
 )
 """Extensions that may be marked critical."""
+
+
+def check_readable(certificate: x509.Certificate) -> x509.Certificate:
+    """Return the certificate if all that is ever asked of it can be read: the library looks late.  Raises Malformed."""
+    try:
+        _ = certificate.subject, certificate.issuer, certificate.serial_number, certificate.public_key()
+        _ = certificate.not_valid_before_utc, certificate.not_valid_after_utc, certificate.signature_hash_algorithm
+        _ = list(certificate.extensions)
+    except _UNREADABLE as error:
+        raise Malformed(f"a certificate cannot be read: {error}") from error
+    return certificate
 
 
 @dataclass(frozen=True)
@@ -135,17 +150,12 @@ def signature_fits(signer: x509.Certificate, signature: bytes, signed: bytes, di
 
 def _check_alone(certificate: x509.Certificate, now: datetime, what: str) -> None:
     """What can be said about a certificate without its issuer."""
-    try:
-        if not certificate.not_valid_before_utc <= now <= certificate.not_valid_after_utc:
-            raise Untrusted(
-                f"{what}: the certificate of {_name(certificate)} is valid from "
-                f"{certificate.not_valid_before_utc} to {certificate.not_valid_after_utc} only"
-            )
-        certificate.public_key()
-        extensions = list(certificate.extensions)
-    except (ValueError, UnsupportedAlgorithm, x509.DuplicateExtension) as error:
-        raise Untrusted(f"{what}: the certificate of {_name(certificate)} cannot be read: {error}") from error
-    for extension in extensions:
+    if not certificate.not_valid_before_utc <= now <= certificate.not_valid_after_utc:
+        raise Untrusted(
+            f"{what}: the certificate of {_name(certificate)} is valid from "
+            f"{certificate.not_valid_before_utc} to {certificate.not_valid_after_utc} only"
+        )
+    for extension in certificate.extensions:
         if extension.critical and extension.oid not in _UNDERSTOOD:
             raise Untrusted(
                 f"{what}: the certificate of {_name(certificate)} has the critical extension "
@@ -168,10 +178,7 @@ def _check_may_issue(issuer: x509.Certificate, below: int, what: str) -> None:
 
 
 def _check_issued(certificate: x509.Certificate, issuer: x509.Certificate, what: str) -> None:
-    try:
-        algorithm = certificate.signature_hash_algorithm
-    except UnsupportedAlgorithm:
-        algorithm = None
+    algorithm = certificate.signature_hash_algorithm
     digest = algorithm.name if algorithm else ""
     if not signature_fits(issuer, certificate.signature, certificate.tbs_certificate_bytes, digest):
         raise Untrusted(f"{what}: {_name(issuer)} has not signed the certificate of {_name(certificate)}")
@@ -203,16 +210,17 @@ def load_authorities(directories: Sequence[Path]) -> Authorities:
 
 
 def _certificates_in(data: bytes) -> list[x509.Certificate]:
-    with suppress(ValueError, x509.InvalidVersion):
+    with suppress(Malformed, *_UNREADABLE):
         if b"-----BEGIN CERTIFICATE-----" in data:
-            return x509.load_pem_x509_certificates(data)
-        return [x509.load_der_x509_certificate(data)]
+            return [check_readable(one) for one in x509.load_pem_x509_certificates(data)]
+        return [check_readable(x509.load_der_x509_certificate(data))]
     return []
 
 
 def _revocations_in(data: bytes) -> list[x509.CertificateRevocationList]:
-    with suppress(ValueError, x509.InvalidVersion):
-        if b"-----BEGIN X509 CRL-----" in data:
-            return [x509.load_pem_x509_crl(data)]
-        return [x509.load_der_x509_crl(data)]
+    with suppress(*_UNREADABLE):
+        pem = b"-----BEGIN X509 CRL-----" in data
+        read = x509.load_pem_x509_crl(data) if pem else x509.load_der_x509_crl(data)
+        _ = read.issuer, read.next_update_utc, read.signature_hash_algorithm
+        return [read]
     return []

@@ -18,7 +18,7 @@ from typing import Final
 
 from cryptography import x509
 
-from .authorities import Authorities, signature_fits
+from .authorities import Authorities, check_readable, signature_fits
 from .errors import Malformed, Untrusted
 
 MAX_DEPTH: Final = 30
@@ -152,7 +152,10 @@ def _message(node: _Node) -> _Message:
     signed = _parts(_parts(wrapped, _CHOICE_0)[0], _SEQUENCE)
     content = _parts(_parts(signed[2], _SEQUENCE)[1], _CHOICE_0)[0].octets()
     certificates = [
-        x509.load_der_x509_certificate(one.raw) for part in signed[3:-1] if part.tag == _CHOICE_0 for one in part.parts
+        check_readable(x509.load_der_x509_certificate(one.raw))
+        for part in signed[3:-1]
+        if part.tag == _CHOICE_0
+        for one in part.parts
     ]
     return _Message(content, tuple(certificates), tuple(_signer(one) for one in _parts(signed[-1], _SET)))
 

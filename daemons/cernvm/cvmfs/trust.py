@@ -17,11 +17,10 @@ from pathlib import Path
 from typing import Final
 
 from cryptography import x509
-from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives.asymmetric.rsa import RSAPublicKey
 from cryptography.hazmat.primitives.serialization import Encoding, load_pem_public_key
 
-from .authorities import DIGEST_INFO, Authorities
+from .authorities import DIGEST_INFO, Authorities, check_readable
 from .errors import Malformed, Mistake, Revoked, RolledBack, Untrusted
 from .hashes import ContentHash, hash_of, parse_fingerprint
 from .manifest import Envelope, Manifest
@@ -96,10 +95,9 @@ def load_certificate(pem: bytes) -> x509.Certificate:
     """Read the certificate object's content.  Raises Malformed."""
     try:
         certificate = x509.load_pem_x509_certificate(pem)
-        certificate.public_key()
-    except (ValueError, UnsupportedAlgorithm, x509.InvalidVersion) as error:
+    except (ValueError, x509.InvalidVersion) as error:
         raise Malformed("the repository's certificate is not a PEM X.509 certificate") from error
-    return certificate
+    return check_readable(certificate)
 
 
 def check_manifest_signature(envelope: Envelope, certificate: x509.Certificate, fqrn: str) -> None:
