@@ -267,5 +267,8 @@ def test_an_error_of_ours_is_an_io_error_and_tells_its_sentence(shown: StorageVi
     node = lookup(answers, b"file")[0]
     shown.storage.directory = Path("/nonexistent")
     assert answers.answer(request(Opcode.READ, node, read_in(0, 10))).error == errno.EIO
-    assert len(told) == 1
+    assert answers.answer(request(Opcode.READ, node, read_in(0, 10))).error == errno.EIO
+    assert len(told) == 1, "the kernel's second question has the same answer, at once"
+    assert answers.answer(request(Opcode.READ, node, read_in(0, 10))).error == errno.EIO
+    assert len(told) == 2, "a third is a new one"
     assert told[0].startswith(f"{FQRN}/file: no server has data/")

@@ -25,6 +25,7 @@ from cernvm.cvmfs.view import Attributes, Listing, View
 
 from . import fuse_wire as wire
 from .errnos import Refusals
+from .failures import Failures
 from .fuse_wire import Feature, Opcode, Request, Unreadable
 
 KEEP: Final = 86400
@@ -104,6 +105,7 @@ class Answers:
         self._view = view
         self._refusals = Refusals(view, trouble)
         self._features = features
+        self._failures = Failures()
         self.listings = Listings(view)
         self._handlers: Mapping[int, Callable[[Request, Inode], Reply]] = {
             Opcode.LOOKUP: self._lookup,
@@ -174,7 +176,15 @@ class Answers:
 
     def _read(self, request: Request, inode: Inode) -> Reply:
         _, offset, size = request.fields(wire.READ_IN)
-        return Reply(parts=(self._view.read(inode, offset, size),))
+        failed = self._failures.recall(inode, offset)
+        if failed:
+            return Reply(failed)
+        try:
+            return Reply(parts=(self._view.read(inode, offset, size),))
+        except Exception as error:  # noqa: BLE001 - as in `answer`, and remembered
+            number = self._refusals.number(error, inode)
+            self._failures.note(inode, offset, size, number)
+            return Reply(number)
 
     def _readdir(self, request: Request, directory: Inode) -> Reply:
         """As many names as have room; with what LOOKUP would say about them, if that is wanted."""
