@@ -9,7 +9,7 @@ from pathlib import Path
 
 from cernvm.cvmfs.cache import Cache
 from cernvm.cvmfs.counters import Counters
-from cernvm.cvmfs.errors import ObjectMissing
+from cernvm.cvmfs.errors import ObjectMissing, Unreachable
 from cernvm.cvmfs.fetch import R
 from cernvm.cvmfs.inodes import ROOT, Inode
 from cernvm.cvmfs.manifest import parse_manifest, split_envelope
@@ -24,6 +24,7 @@ class Storage:
     def __init__(self, directory: Path) -> None:
         self.directory = directory
         self.taken: list[str] = []
+        self.down = False
         self.open_gate = threading.Event()
         self.open_gate.set()
         self.entered = threading.Event()
@@ -32,6 +33,8 @@ class Storage:
         """One attempt.  Raises ObjectMissing, and what the receiver raises."""
         self.taken.append(path)
         self.entered.set()
+        if self.down:
+            raise Unreachable(f"{path} cannot be fetched (down)")
         assert self.open_gate.wait(20)
         try:
             data = (self.directory / path).read_bytes()

@@ -8,75 +8,21 @@ import zlib
 from collections.abc import Callable
 from contextlib import closing
 from dataclasses import replace
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
 
-from cernvm.cvmfs.cache import Cache
-from cernvm.cvmfs.counters import Counters
 from cernvm.cvmfs.errors import Malformed, ObjectCorrupt, ObjectMissing, RolledBack, Unsupported, Untrusted
 from cernvm.cvmfs.hashes import Kind, hash_of
-from cernvm.cvmfs.manifest import Manifest, parse_manifest, split_envelope
-from cernvm.cvmfs.objects import Objects
-from cernvm.cvmfs.publish import create_repository, publish_tree
+from cernvm.cvmfs.publish import publish_tree
 from cernvm.cvmfs.publish.keys import KeyFiles, load_release
-from cernvm.cvmfs.publish.sign import sign_manifest
-from cernvm.cvmfs.repository import Anchor, Repository
-from cernvm.cvmfs.trust import load_master_keys, parse_blacklist
-from tests.support.cvmfs import copy_of
-from tests.support.storage import Storage
-
-FQRN = "chain.test.org"
+from tests.support.chain import FQRN, Chain, publish_chain
 
 
 @pytest.fixture(scope="module")
 def published(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """`keys`, `storage` and `tree` of a repository at revision 2; `other-keys` of a stranger."""
-    directory = tmp_path_factory.mktemp("published")
-    (directory / "tree").mkdir()
-    (directory / "tree" / "file").write_text("content")
-    create_repository(FQRN, directory / "storage", directory / "keys", ttl=777)
-    publish_tree(FQRN, directory / "tree", directory / "storage", directory / "keys", jobs=1)
-    create_repository(FQRN, directory / "other", directory / "other-keys")
-    return directory
-
-
-class Chain:
-    """A copy of the published storage and a client's side of it."""
-
-    def __init__(self, directory: Path, published: Path) -> None:
-        self.published = published
-        self.root = copy_of(published / "storage", directory / "storage")
-        self.storage = Storage(self.root)
-        self.cache = Cache(directory / "cache", None)
-        self.now = datetime.now(UTC)
-
-    def repository(self, *, keys: str = "keys", blacklist: str = "", max_ttl: int = 0) -> Repository:
-        """A client that trusts the master key in `keys`."""
-        masters = load_master_keys([self.published / keys / f"{FQRN}.pub"])
-        anchor = Anchor(FQRN, masters, lambda: parse_blacklist(blacklist))
-        objects = Objects(self.cache, self.storage, Counters())
-        return Repository(anchor, self.storage, objects, now=lambda: self.now, max_ttl=max_ttl)
-
-    def manifest(self) -> Manifest:
-        """The one in the storage."""
-        return parse_manifest(split_envelope((self.root / ".cvmfspublished").read_bytes(), "it").text)
-
-    def sign(self, manifest: Manifest, keys: str = "keys") -> None:
-        """Put another manifest there, signed by the release key in `keys`."""
-        release = load_release(KeyFiles(self.published / keys, FQRN))
-        signed = sign_manifest(manifest.body(), manifest.root_hash.algorithm, release.private)
-        (self.root / ".cvmfspublished").write_bytes(signed)
-
-    def store(self, content: bytes, kind: Kind) -> Manifest:
-        """Put an object there; the manifest that names it as root catalog."""
-        stored = zlib.compress(content)
-        named = hash_of(stored)
-        file = self.root / named.path(kind)
-        file.parent.mkdir(exist_ok=True)
-        file.write_bytes(stored)
-        return replace(self.manifest(), root_hash=named, root_size=len(content))
+    return publish_chain(tmp_path_factory.mktemp("published"))
 
 
 @pytest.fixture
