@@ -84,12 +84,12 @@ def test_transfers_are_tried_again_with_a_pause_and_an_end() -> None:
     ] * 3
 
 
-def test_a_server_that_answers_no_is_not_asked_twice() -> None:
+def test_a_server_that_answers_no_is_not_asked_again_but_through_one_other_proxy() -> None:
     network = Network()
-    network.rules |= dict.fromkeys([("a", "p"), ("a", "q")], ServerFailed("HTTP status 404", missing=True))
+    network.rules |= dict.fromkeys([("a", "p"), ("a", "q"), ("a", "r")], ServerFailed("HTTP status 404", missing=True))
     with pytest.raises(ObjectMissing, match="no server has data/ab/cd"):
-        take(network.fetcher("a", ("p",), ("q",), tries=3))
-    assert network.asked == [("a", "p", False)]
+        take(network.fetcher("a", ("p",), ("q",), ("r",), tries=3))
+    assert network.asked == [("a", "p", False), ("a", "q", False)]
     assert network.slept == [Throttle.FIRST], "only the failure is held back for a moment"
 
 

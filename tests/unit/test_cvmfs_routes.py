@@ -55,8 +55,12 @@ T, P, S, B, C = Fault.TRANSFER, Fault.PROXY, Fault.SERVER, Fault.BUSY, Fault.COR
         ((P, P), "a/p a/q b/p"),
         ((P, P, P, P), "a/p a/q b/p b/q end"),
         ((S,), "a/p b/p"),
-        ((S, S), "a/p b/p end"),
+        ((S, S), "a/p b/p a/q"),
+        ((S, S, S, S), "a/p b/p a/q b/q end"),
+        ((S, T, T, T, T, S), "a/p b/p b/p+ b/q b/q+ a/q end"),
         ((P, S), "a/p a/q b/q"),
+        ((P, S, S), "a/p a/q b/q b/p"),
+        ((P, S, S, S), "a/p a/q b/q b/p end"),
         ((B,), "a/p a/p+"),
         ((B, B), "a/p a/p+ b/p"),
         ((C,), "a/p a/p~"),
@@ -64,7 +68,8 @@ T, P, S, B, C = Fault.TRANSFER, Fault.PROXY, Fault.SERVER, Fault.BUSY, Fault.COR
         ((C, T), "a/p a/p~ a/p~+"),
         ((C, T, C), "a/p a/p~ a/p~+ b/p"),
         ((C, P, C), "a/p a/p~ a/q a/q~"),
-        ((C, C, C, C), "a/p a/p~ b/p b/p~ end"),
+        ((C, C, C, C, C, C), "a/p a/p~ b/p b/p~ a/q a/q~ b/q"),
+        ((C,) * 8, "a/p a/p~ b/p b/p~ a/q a/q~ b/q b/q~ end"),
         ((T, S), "a/p a/p+ b/p"),
     ],
 )
@@ -105,6 +110,24 @@ def test_pursuits_that_cross_one_another_all_end(steps: list[tuple[int, Fault, i
             pursuit.failed(T, now)
             asked[number] += 1
         assert asked[number] <= 3 * 4 * 3
+
+
+def test_a_proxy_through_which_everybody_says_no_is_doubted_and_left_if_another_does_better() -> None:
+    for fault in (S, C, B):
+        known = routes("a b", "p;q;r")
+        pursuit = Pursuit(known, "key", ())
+        seen = []
+        while (attempt := pursuit.next(0.0)) is not None and attempt.proxy.name == "p":
+            seen.append(attempt)
+            pursuit.failed(fault, 0.0)
+        assert attempt is not None
+        assert (len(seen), attempt.proxy.name, known.proxies.order(0.0)[0].name) == (4 if fault is C else 2, "q", "p")
+        pursuit.succeeded(0.0)
+        assert known.proxies.order(0.0)[0].name == "q"
+
+
+def test_two_proxies_are_believed() -> None:
+    assert walk(routes("a b", "p;q;r;s"), S, S, S, S) == ["a/p", "b/p", "a/q", "b/q", "end"]
 
 
 def test_the_server_that_works_stays_and_the_first_one_gets_another_chance() -> None:

@@ -145,6 +145,8 @@ class Fetcher:
             try:
                 self._wire.get(url, attempt.proxy.url, receiver, refresh=attempt.refresh, span=span)
                 receiver.finish()
+                with self._lock:
+                    pursuit.succeeded(self._clock())
                 return receiver
             except (Failed, ObjectCorrupt) as failure:
                 reasons[attempt.server] = failure

@@ -167,7 +167,11 @@ class Routes:
 
 
 class Pursuit:
-    """One object's attempts: `next` says what to try, `failed` what came of it, until `next` says None."""
+    """One object's attempts: `next` says what to try, `failed` what came of it, until `next` says None.
+
+    What all servers refuse through one proxy is asked for through one other: the proxy may be the one that is wrong.
+    If it turns out so (`succeeded`), it is burned.
+    """
 
     def __init__(self, routes: Routes, key: str, delays: Sequence[float], only: str | None = None) -> None:
         """`delays`: pauses before tries of the same URL; `only`: ask no other server than this one."""
@@ -177,18 +181,21 @@ class Pursuit:
         self._only = only
         self._left: Iterator[float] = iter(self._delays)
         self._now: Try | None = None
-        self._asked: set[str] = set()
-        self._through: set[Proxy] = set()
+        self._done: set[str] = set()
+        """Servers that are not asked any more."""
+        self._tried: set[tuple[str, Proxy]] = set()
+        self._refused_by: Proxy | None = None
+        """Through which proxy a server said no, or gave wrong bytes, last."""
+        self._doubted: Proxy | None = None
 
     def next(self, now: float) -> Try | None:
         """What to try; None: nothing is left."""
         if self._now is None:
-            server = self._server(now)
-            if server is None:
-                return None
-            self._asked.add(server)
-            self._through = set()
-            self._now = self._via(server, self._routes.proxies.order(now, self._key)[0])
+            self._now = self._elsewhere(now)
+        if self._now is None and self._refused_by is not None and self._doubted is None and self._only is None:
+            self._doubted = self._refused_by
+            self._done.clear()
+            self._now = self._elsewhere(now)
         return self._now
 
     def failed(self, fault: Fault, now: float) -> None:
@@ -201,29 +208,36 @@ class Pursuit:
         delay = next(self._left, None) if fault in (Fault.TRANSFER, Fault.BUSY) else None
         if delay is not None:
             self._now = Try(tried.server, tried.proxy, delay, tried.refresh)
-        elif fault in (Fault.TRANSFER, Fault.PROXY):
-            self._another_proxy(tried, now)
+            return
+        self._now = None
+        if fault in (Fault.TRANSFER, Fault.PROXY):
+            self._routes.proxies.failed(tried.proxy, now)
+            self._now = self._via(tried.server, now)
         else:
+            self._refused_by = tried.proxy
+        if self._now is None:
             self._leave(tried.server, now)
 
-    def _another_proxy(self, tried: Try, now: float) -> None:
-        self._through.add(tried.proxy)
-        self._routes.proxies.failed(tried.proxy, now)
-        fresh = [p for p in self._routes.proxies.order(now, self._key) if p not in self._through]
-        if fresh:
-            self._now = self._via(tried.server, fresh[0])
-        else:
-            self._leave(tried.server, now)
+    def succeeded(self, now: float) -> None:
+        """The attempt that `next` gave brought what was wanted."""
+        if self._doubted is not None:
+            self._routes.proxies.failed(self._doubted, now)
+
+    def _elsewhere(self, now: float) -> Try | None:
+        """The first server that is not done, through the first proxy that it was not asked through."""
+        order = self._routes.servers.order(now) if self._only is None else (self._only,)
+        found = (self._via(server, now) for server in order if server not in self._done)
+        return next((attempt for attempt in found if attempt is not None), None)
+
+    def _via(self, server: str, now: float) -> Try | None:
+        for proxy in self._routes.proxies.order(now, self._key):
+            if proxy != self._doubted and (server, proxy) not in self._tried:
+                self._tried.add((server, proxy))
+                self._left = iter(self._delays)
+                return Try(server, proxy)
+        return None
 
     def _leave(self, server: str, now: float) -> None:
-        self._now = None
+        self._done.add(server)
         if self._only is None:
             self._routes.servers.failed(server, now)
-
-    def _via(self, server: str, proxy: Proxy) -> Try:
-        self._left = iter(self._delays)
-        return Try(server, proxy)
-
-    def _server(self, now: float) -> str | None:
-        order = self._routes.servers.order(now) if self._only is None else (self._only,)
-        return next((name for name in order if name not in self._asked), None)
