@@ -43,7 +43,7 @@ def mount_view(
     """Mount `view` at `point`; `trouble` is told of requests answered with an error.  Raises Problem."""
     if choice is not Choice.LLFUSE:
         try:
-            return kernel.Session(view, trouble, point, options)
+            return kernel.mount(view, trouble, point, options)
         except kernel.KernelLacks as error:
             if choice is Choice.KERNEL:
                 raise

@@ -48,30 +48,65 @@ class KernelLacks(Problem):
     """The kernel's FUSE protocol cannot do what this adapter needs."""
 
 
+def mount(view: View, trouble: Callable[[str], None], point: Path, options: MountOptions) -> Session:
+    """Mount `view` at `point`.  Raises Problem, KernelLacks; then nothing is left mounted."""
+    fd = fuse_mount.mount(point, check_permissions=options.check_permissions, allow_setuid=options.allow_setuid)
+    try:
+        features = shake_hands(fd, point)
+    except BaseException:
+        os.close(fd)
+        unmount(point, lazy=True)
+        raise
+    fuse_mount.raise_read_ahead(point, READ_AHEAD_KB)
+    return Session(view, trouble, point, fd, features)
+
+
+def shake_hands(fd: int, point: Path) -> Feature:
+    """Answer INIT on a new mount's descriptor; what was agreed on.  Raises KernelLacks, Problem."""
+    while True:
+        request = _first_request(fd, point)
+        if request.opcode != Opcode.INIT:
+            raise Problem(f"{point}: the kernel begins with the request {request.opcode} instead of INIT")
+        offer = wire.offer_of(request)
+        if (offer.major, offer.minor) < (wire.MAJOR, wire.OLDEST):
+            raise KernelLacks(
+                f"this kernel speaks FUSE {offer.major}.{offer.minor}, and {wire.MAJOR}.{wire.OLDEST} is needed"
+            )
+        if offer.major == wire.MAJOR and not offer.features & Feature.NO_OPEN_SUPPORT:
+            raise KernelLacks("this kernel asks at every open, which llfuse answers faster")
+        os.writev(fd, wire.answer(request.unique, (wire.agreement(offer, WISH),)))
+        if offer.major == wire.MAJOR:
+            return offer.features & WISH.features
+
+
+def _first_request(fd: int, point: Path) -> Request:
+    ready, _, _ = select.select([fd], [], [], HANDSHAKE)
+    if not ready:
+        raise Problem(f"{point}: the kernel sends nothing within {HANDSHAKE:g} s")
+    try:
+        request = wire.decode(memoryview(os.read(fd, _BUFFER)))
+    except OSError as error:
+        raise Problem(f"{point}: the kernel gives the mount up: {error.strerror}") from error
+    if request is None:
+        raise Problem(f"{point}: the kernel's first request cannot be read")
+    return request
+
+
 class Session:
     """One mount."""
 
     name: Final = "kernel"
 
-    def __init__(self, view: View, trouble: Callable[[str], None], point: Path, options: MountOptions) -> None:
-        """Mount and agree with the kernel.  Raises Problem; KernelLacks with nothing left mounted."""
+    def __init__(self, view: View, trouble: Callable[[str], None], point: Path, fd: int, features: Feature) -> None:
+        """Over the descriptor `fd` of a mount at `point`, after `shake_hands`."""
         self._point = point
-        self._fd = fuse_mount.mount(
-            point, check_permissions=options.check_permissions, allow_setuid=options.allow_setuid
-        )
-        try:
-            features = self._shake_hands()
-        except BaseException:
-            os.close(self._fd)
-            unmount(point, lazy=True)
-            raise
+        self._fd = fd
         self._answers = Answers(view, trouble, features)
         self._under_way = UnderWay(lambda unique: self._write(wire.refusal(unique, errno.EINTR)))
         self._room = threading.Condition()
         self._threads = 0
         self._idle = 0
         self._most = 1
-        fuse_mount.raise_read_ahead(point, READ_AHEAD_KB)
 
     def serve(self, threads: int) -> None:
         """Answer the kernel until the mount is gone, with at most `threads` requests at the same time."""
@@ -100,38 +135,6 @@ class Session:
             if error.errno not in _UNCHANGED:
                 log.warning("%s: the kernel does not take a notice: %s", self._point, error.strerror)
 
-    # --- the beginning
-
-    def _shake_hands(self) -> Feature:
-        """Answer INIT; what was agreed on.  Raises KernelLacks, Problem."""
-        while True:
-            request = self._first_request()
-            if request.opcode != Opcode.INIT:
-                raise Problem(f"{self._point}: the kernel begins with the request {request.opcode} instead of INIT")
-            offer = wire.offer_of(request)
-            self._write(wire.answer(request.unique, (wire.agreement(offer, WISH),)))
-            if offer.major <= wire.MAJOR:
-                break
-        if (offer.major, offer.minor) < (wire.MAJOR, wire.OLDEST):
-            raise KernelLacks(
-                f"this kernel speaks FUSE {offer.major}.{offer.minor}, and {wire.MAJOR}.{wire.OLDEST} is needed"
-            )
-        if not offer.features & Feature.NO_OPEN_SUPPORT:
-            raise KernelLacks("this kernel asks at every open, which llfuse answers faster")
-        return offer.features & WISH.features
-
-    def _first_request(self) -> Request:
-        ready, _, _ = select.select([self._fd], [], [], HANDSHAKE)
-        if not ready:
-            raise Problem(f"{self._point}: the kernel sends nothing within {HANDSHAKE:g} s")
-        try:
-            request = wire.decode(memoryview(os.read(self._fd, _BUFFER)))
-        except OSError as error:
-            raise Problem(f"{self._point}: the kernel gives the mount up: {error.strerror}") from error
-        if request is None:
-            raise Problem(f"{self._point}: the kernel's first request cannot be read")
-        return request
-
     # --- the threads
 
     def _start(self) -> None:
@@ -159,6 +162,8 @@ class Session:
                     continue
                 if error.errno != errno.ENODEV:
                     log.critical("%s: no request can be read: %s", self._point, error.strerror)
+                return
+            if not length:
                 return
             with self._room:
                 self._idle -= 1
