@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import argparse
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
@@ -69,12 +69,17 @@ def fill_places(arguments: argparse.Namespace) -> None:
     if not wanted:
         return
     path = REPOSITORIES / f"{Path(arguments.fqrn).name}.conf"
-    written = load(_SPEC, path, required=False)["repository"]
+    written = written_places(path)
     for name in wanted:
         if written[name]:
             setattr(arguments, name, Path(written[name]))
         elif name not in arguments.optional:
             raise UserMistake(f"give --{name} DIR, or write '{name} = DIR' below [repository] in {path}")
+
+
+def written_places(path: Path) -> Mapping[str, str]:
+    """The keys `storage` and `keys` of a repository's file, empty where it has none.  Raises UserMistake."""
+    return load(_SPEC, path, required=False)["repository"]
 
 
 def add_days(parser: argparse.ArgumentParser) -> None:

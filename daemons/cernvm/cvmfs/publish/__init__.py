@@ -7,34 +7,48 @@ owns SQLite; worker threads deposit content.
 """
 
 from .check import Fault, Report, check_repository
+from .collect import Collected, collect_garbage
+from .compare import Difference, compare_revisions
 from .describe import Description, describe
 from .repository import (
     Progress,
     Published,
     create_repository,
     publish_tree,
+    remove_repository,
 )
 from .repository import (
     read_repository as read_manifest,
 )
 from .scan import measure
+from .tags import RolledBack, add_tag, list_tags, remove_tag, roll_back
 from .trustees import KeyReport, install_whitelist, make_keys, resign_whitelist, sign_whitelist
 
 __all__ = [
+    "Collected",
     "Description",
+    "Difference",
     "Fault",
     "KeyReport",
     "Progress",
     "Published",
     "Report",
+    "RolledBack",
+    "add_tag",
     "check_repository",
+    "collect_garbage",
+    "compare_revisions",
     "create_repository",
     "describe",
     "install_whitelist",
+    "list_tags",
     "make_keys",
     "measure",
     "publish_tree",
     "read_manifest",
+    "remove_repository",
+    "remove_tag",
     "resign_whitelist",
+    "roll_back",
     "sign_whitelist",
 ]

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import json
 import sqlite3
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -12,8 +13,9 @@ from ..errors import Malformed
 from ..hashes import Kind
 from ..manifest import split_envelope
 from ..trust import parse_whitelist
+from .ledger import Reference, history_tags, reflog_lines
 from .revisions import read_manifest
-from .store import WHITELIST, Store
+from .store import REFLOG, WHITELIST, Store
 
 
 @dataclass(frozen=True)
@@ -30,6 +32,13 @@ class Description:
     bytes: int
     catalogs: int
     whitelist_expires: datetime | None
+    hash_algorithm: str
+    garbage_collectable: bool
+    tags: int
+    revisions_known: int
+    """Root catalogs in the reflog."""
+    administrator: str
+    description: str
 
 
 def describe(fqrn: str, storage: Path) -> Description:
@@ -38,6 +47,8 @@ def describe(fqrn: str, storage: Path) -> Description:
     manifest = read_manifest(store, fqrn)
     counters = _counters(store.read(manifest.root_hash, Kind.CATALOG))
     whitelist = store.read_root(WHITELIST)
+    reflog = store.read_root(REFLOG)
+    about = _about(store.read(manifest.metainfo, Kind.METAINFO)) if manifest.metainfo else {}
     nested = counters.get("nested", 0)
     kinds = ("regular", "symlink", "special", "dir")
     return Description(
@@ -51,7 +62,23 @@ def describe(fqrn: str, storage: Path) -> Description:
         bytes=counters.get("file_size", 0),
         catalogs=nested + 1,
         whitelist_expires=_expiry(whitelist) if whitelist is not None else None,
+        hash_algorithm=manifest.root_hash.algorithm.name.lower(),
+        garbage_collectable=manifest.garbage_collectable,
+        tags=len(history_tags(fqrn, store.read(manifest.history, Kind.HISTORY))) if manifest.history else 0,
+        revisions_known=sum(line.kind is Reference.CATALOG for line in reflog_lines(reflog)) if reflog else 0,
+        administrator=about.get("administrator", ""),
+        description=about.get("description", ""),
     )
+
+
+def _about(metainfo: bytes) -> dict[str, str]:
+    """The texts of the meta-information; what is no JSON object says nothing."""
+    try:
+        found = json.loads(metainfo)
+    except ValueError:
+        return {}
+    items = found.items() if isinstance(found, dict) else ()
+    return {str(key): value for key, value in items if isinstance(value, str)}
 
 
 def _expiry(whitelist: bytes) -> datetime:

@@ -9,6 +9,7 @@ keeps other writers out.
 from __future__ import annotations
 
 import os
+import shutil
 import tempfile
 import time
 from collections.abc import Callable
@@ -17,7 +18,9 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Final
 
-from ..errors import Mistake
+from cernvm.kit.errors import sentence
+
+from ..errors import CvmfsProblem, Mistake
 from ..hashes import Algorithm, ContentHash, hash_of
 from ..manifest import DEFAULT_TTL, Manifest
 from .assemble import Assembled, Assembler
@@ -130,6 +133,30 @@ def publish_tree(
         if ttl is not None:
             change.last = replace(change.last, ttl=ttl)
         return _publish(change, tree, jobs=jobs or processors(), progress=progress or Progress())
+
+
+def remove_repository(fqrn: str, storage: Path) -> None:
+    """Take a repository away: its manifest first, so that nobody sees half of it.  Keys stay where they are.
+
+    Only what a repository consists of is removed; the directory itself goes if nothing else is in it.
+    Raises Mistake, NoRepository, CvmfsProblem.
+    """
+    require_name(fqrn)
+    store = Store(storage)
+    read_manifest(store, fqrn)
+    with failures(), store.writing():
+        read_manifest(store, fqrn)
+        for path in [storage / MANIFEST, *sorted(storage.glob(".cvmfs*"))]:
+            path.unlink(missing_ok=True)
+        shutil.rmtree(storage / "data")
+        (storage / "data/txn").mkdir(parents=True)  # where the lock's holder cleans up
+    try:
+        shutil.rmtree(storage / "data")
+        shutil.rmtree(store.private)
+        if not any(storage.iterdir()):
+            storage.rmdir()
+    except OSError as error:
+        raise CvmfsProblem(f"the storage cannot be removed: {sentence(error)}") from error
 
 
 def read_repository(fqrn: str, storage: Path) -> Manifest:

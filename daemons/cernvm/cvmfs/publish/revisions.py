@@ -158,12 +158,17 @@ def changing(fqrn: str, storage: Path, keys: Path) -> Iterator[Change]:
     release = load_release(KeyFiles(keys, fqrn))
     store = Store(storage)
     read_manifest(store, fqrn)
-    whitelist = store.read_root(WHITELIST)
-    if whitelist is None:
-        raise Mistake(f"{storage / WHITELIST}: is missing; sign one with 'cvmfs-server resign'")
-    require_listed(whitelist, fqrn, release.der, now())
+    require_trusted(store, fqrn, release)
     with failures(), store.writing():
         yield Change(store, read_manifest(store, fqrn), release)
+
+
+def require_trusted(store: Store, fqrn: str, release: ReleaseKey) -> None:
+    """See that clients will believe what `release` signs.  Raises Mistake, Untrusted, Malformed."""
+    whitelist = store.read_root(WHITELIST)
+    if whitelist is None:
+        raise Mistake(f"{store.root / WHITELIST}: is missing; sign one with 'cvmfs-server resign'")
+    require_listed(whitelist, fqrn, release.der, now())
 
 
 @contextmanager

@@ -13,6 +13,7 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Final, NamedTuple
 from urllib.parse import quote
 
@@ -151,10 +152,10 @@ class StoredRows:
 
 
 @contextmanager
-def stored_rows(store: Store, content: ContentHash) -> Iterator[StoredRows]:
-    """Verify and open a catalog.  Raises CvmfsProblem."""
+def stored_rows(store: Store, content: ContentHash, *, place: Path | None = None) -> Iterator[StoredRows]:
+    """Verify and open a catalog; `place` is its file if not where objects are.  Raises CvmfsProblem."""
     with tempfile.NamedTemporaryFile(prefix="cvmfs-server-") as file:
-        store.unpack(content, Kind.CATALOG, file)
+        store.unpack(content, Kind.CATALOG, file, place=place)
         file.flush()
         size = file.tell()
         try:

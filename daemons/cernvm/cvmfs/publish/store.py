@@ -58,6 +58,11 @@ class Store:
         self.objects_new = 0
         self.bytes_new = 0
 
+    @property
+    def unfinished(self) -> bool:
+        """Whether a writer is at work, or was killed at it."""
+        return (self.private / "unfinished").exists()
+
     def lay_out(self) -> None:
         """Make the folders that are missing.  Raises Mistake."""
         try:
@@ -141,9 +146,12 @@ class Store:
         """Whether the object is there and need not be written again."""
         return (self.root / content.path(kind)).exists()
 
-    def unpack(self, content: ContentHash, kind: Kind, target: IO[bytes]) -> None:
-        """Verify an object and inflate it into `target`.  Raises CvmfsProblem."""
-        path = self.root / content.path(kind)
+    def unpack(self, content: ContentHash, kind: Kind, target: IO[bytes], *, place: Path | None = None) -> None:
+        """Verify an object and inflate it into `target`; `place` is its file if not where objects are.
+
+        Raises CvmfsProblem.
+        """
+        path = place or self.root / content.path(kind)
         inflater = zlib.decompressobj()
         try:
             with path.open("rb") as file:
