@@ -22,6 +22,7 @@ import struct
 import tempfile
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -95,6 +96,8 @@ class Cache:
         self._thread_lock = threading.Lock()
         self._checked: dict[str, tuple[int, int]] = {}
         self._leases: Leases | None = None
+        self.cleanups: deque[float] = deque(maxlen=10_000)
+        """When this process made room, in seconds of the steady clock."""
         try:
             self._lock_fd, self.read_only = self._prepare(), False
             self._leases = Leases(directory)
@@ -124,7 +127,7 @@ class Cache:
     def open(self, name: str) -> OpenObject | None:
         """Return the object `name` (a hash in text) if it is here and whole.  Raises OSError for other reasons."""
         try:
-            fd = _open(self._path(name))
+            fd = _open(self.path_of(name))
         except FileNotFoundError:
             return None
         opened = OpenObject(fd)
@@ -157,7 +160,7 @@ class Cache:
         """Read one object through; False if it was damaged, and then it is gone.  True when it is not here at all."""
         self._checked.pop(name, None)
         try:
-            opened = OpenObject(_open(self._path(name)))
+            opened = OpenObject(_open(self.path_of(name)))
         except FileNotFoundError:
             return True
         except OSError:
@@ -209,7 +212,7 @@ class Cache:
 
     def _add(self, path: Path, name: str, size: int) -> None:
         """Give the file at `path` its name."""
-        target = self._path(name)
+        target = self.path_of(name)
         with self._exclusive():
             used = self._read_usage()  # before the rename: the first time this counts what is there
             known = target.exists()
@@ -255,7 +258,7 @@ class Cache:
 
     def is_pinned(self, name: str) -> bool:
         """Whether somebody keeps the object."""
-        return _pinned(self._path(name))
+        return _pinned(self.path_of(name))
 
     def used(self) -> int:
         """Bytes that the objects take."""
@@ -266,13 +269,14 @@ class Cache:
         """Drop one object, if it is here."""
         self._checked.pop(name, None)
         with self._exclusive(), suppress(OSError):  # gone already, or a disk that is read-only
-            path = self._path(name)
+            path = self.path_of(name)
             size = _round(path.stat().st_size)
             used = self._read_usage()  # before the unlinking: the first time this counts what is there
             path.unlink()
             self._write_usage(max(0, used - size))
 
-    def _path(self, name: str) -> Path:
+    def path_of(self, name: str) -> Path:
+        """Where the object is, if it is here."""
         return self.directory / name[:2] / name[2:]
 
     def _make_room(self, size: int, name: str) -> None:
@@ -288,6 +292,7 @@ class Cache:
 
     def _evict(self, goal: int) -> None:
         """Remove what was used least recently until `goal` bytes are left; the caller holds the lock."""
+        self.cleanups.append(time.monotonic())
         stored = sorted(self._scan(), key=lambda one: one.used)
         total = sum(one.blocks for one in stored)
         for one in stored:

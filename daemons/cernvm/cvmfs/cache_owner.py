@@ -26,7 +26,12 @@ class CacheOwner:
         cache = Cache(directory, None)
         cache.close()
         self._directory = directory
-        self._fd = os.open(directory / "owner", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        self._read_only = cache.read_only
+        flags = os.O_RDONLY if cache.read_only else os.O_RDWR | os.O_CREAT
+        try:
+            self._fd = os.open(directory / "owner", flags | os.O_CLOEXEC, 0o600)
+        except OSError as error:
+            raise Mistake(f"{directory}: the cache cannot be used: {error.strerror}") from error
         try:
             fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
@@ -46,6 +51,8 @@ class CacheOwner:
         next; objects are not put on the disk one by one (that costs more than they do), so after a new start those
         written last are fetched again.
         """
+        if self._read_only:
+            return
         for leftover in (self._directory / "txn").iterdir():
             if not _written(leftover):
                 leftover.unlink(missing_ok=True)

@@ -63,6 +63,11 @@ class Counters:
         with self._lock:
             self._numbers[counter] += number
 
+    def reset(self, counter: Counter) -> None:
+        """Begin at 0 again."""
+        with self._lock:
+            self._numbers[counter] = 0
+
     def __getitem__(self, counter: Counter) -> int:
         return self._numbers[counter]
 

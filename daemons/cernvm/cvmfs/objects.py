@@ -12,6 +12,7 @@ from __future__ import annotations
 import logging
 import os
 import threading
+import time
 import zlib
 from collections import OrderedDict
 from collections.abc import Callable
@@ -39,6 +40,9 @@ MAX_TRANSFERS: Final = 32
 """Transfers of one repository at the same time; HTTP has a bound of its own."""
 PATIENCE: Final = 120.0
 """Seconds that one request waits for one object."""
+_GLANCE: Final = 0.05
+_GIVE_WAY: Final = (0.5, 0.0, 0.0)
+"""What is left of the cache at each try to write on a full disk; others may take what becomes free."""
 MAX_UNSIZED: Final = 4 << 30
 """Bytes that an object may inflate to whose size is not known beforehand."""
 _PIECE: Final = 1 << 20
@@ -145,6 +149,7 @@ class _Transfer:
     """One object on its way, and who waits for it."""
 
     def __init__(self) -> None:
+        self.begun = time.monotonic()
         self.done = threading.Event()
         self.result: OpenObject | None = None
         self.failure: BaseException | None = None
@@ -223,7 +228,9 @@ class Objects:
             self._begin(ref, name, transfer, missing)
         else:
             self._counters.add(Counter.CACHE_MISSES)
-        if not transfer.done.wait(self.patience):
+        # A transfer that has used up one reader's patience is not waited for by the next ones: the kernel lets those
+        # who want one page ask in turn, and each would wait as long again.
+        if not transfer.done.wait(max(_GLANCE, transfer.begun + self.patience - time.monotonic())):
             raise TimedOut(f"object {ref} is not here after {self.patience:g} s; its transfer goes on")
         if transfer.failure is not None:
             raise _again(transfer.failure)
@@ -287,12 +294,18 @@ class Objects:
             found = self._from_cache(ref, name)  # another process may have fetched it meanwhile
             if found is not None:
                 return found
-            try:
-                return self._fetched(ref, name)
-            except DiskFull:
-                left = self.cache.cleanup(self.cache.used() // 2)
-                log.warning("%s: the disk is full; the cache gave way, down to %d bytes", self.cache.directory, left)
-                return self._fetched(ref, name)
+            for share in _GIVE_WAY:
+                try:
+                    return self._fetched(ref, name)
+                except DiskFull:
+                    self._give_way(share)
+            return self._fetched(ref, name)
+
+    def _give_way(self, share: float) -> None:
+        """Shrink the cache to a share of what it has, since the disk is full whatever the limit."""
+        self.close()  # what is open keeps its space although its name goes
+        left = self.cache.cleanup(int(self.cache.used() * share))
+        log.warning("%s: the disk is full; the cache gave way, down to %d bytes", self.cache.directory, left)
 
     def _fetched(self, ref: ObjectRef, name: str) -> OpenObject:
         with self.cache.writing(name) as fd:

@@ -14,8 +14,9 @@ from __future__ import annotations
 
 import threading
 from bisect import bisect_right
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Final, NamedTuple
 
 from . import flags, magic
@@ -30,17 +31,18 @@ from .errors import (
     NotDirectory,
     NotReadable,
     ObjectCorrupt,
-    Unsupported,
 )
 from .inodes import ROOT, Inode, InodeTable, Node, identity, inode_of
 from .objects import ObjectRef, Objects
+from .prefetch import Prefetcher
 from .symlinks import expand
 from .tree import Located, Tree
 from .xattrs import parse_xattrs
 
 MAX_NEGATIVE: Final = 100_000
 """Names known not to exist that are remembered, to be taken back when a revision brings them."""
-_BLOCK: Final = 4096
+MAX_ENTRIES: Final = 2**48
+"""More than any repository has, and a number that every interface to a kernel can carry."""
 
 
 @dataclass(frozen=True)
@@ -53,6 +55,7 @@ class Policy:
     variables: Mapping[bytes, bytes] = field(default_factory=dict)
     """For $(NAME) in symbolic links."""
     list_magic: magic.Visibility = magic.Visibility.ROOT_ONLY
+    protection: magic.Protection = field(default_factory=magic.Protection)
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,10 +109,20 @@ class Changes:
 class View:
     """One mounted repository."""
 
-    def __init__(self, tree: Tree, objects: Objects, policy: Policy, counters: Counters) -> None:
+    def __init__(
+        self,
+        tree: Tree,
+        objects: Objects,
+        policy: Policy,
+        counters: Counters,
+        ahead: Prefetcher | None = None,
+    ) -> None:
         self.policy = policy
         self.counters = counters
+        self.told: magic.Told = {}
+        """What the mount's process tells about itself."""
         self._objects = objects
+        self._ahead = ahead
         self._lock = threading.Lock()
         self._tree = tree
         self._absent: dict[tuple[Inode, bytes], bytes] = {}
@@ -117,6 +130,11 @@ class View:
         if root is None or not root.entry.is_directory:
             raise NotDirectory("the repository has no root directory")
         self._nodes = InodeTable(root)
+
+    def close(self) -> None:
+        """Fetch nothing ahead any more."""
+        if self._ahead is not None:
+            self._ahead.close()
 
     @property
     def tree(self) -> Tree:
@@ -220,9 +238,9 @@ class View:
         May block.  Raises IsDirectory, NotReadable, ObjectCorrupt, Unreachable, ...
         """
         self.counters.add(Counter.OPENS)
-        entry = self._readable(inode).entry
-        if not entry.flags & flags.CHUNKED and entry.size:
-            self._objects.open(entry.object)
+        node = self._readable(inode)
+        if not node.entry.flags & flags.CHUNKED and node.entry.size:
+            self._objects.open(node.entry.object, missing=self._missing(node))
 
     def read(self, inode: Inode, offset: int, size: int) -> bytes:
         """Return `size` bytes from `offset`, fewer only at the end of the file.  May block.  Raises like `open`."""
@@ -234,19 +252,28 @@ class View:
         if node.entry.flags & flags.CHUNKED:
             data = self._read_chunks(node, offset, size)
         else:
-            data = self._piece(node.entry.object, offset, size)
+            data = self._piece(node, None, node.entry.object, offset, size)
         if len(data) != size:
             raise ObjectCorrupt(f"the cache gives {len(data)} bytes of {node.path!r} where {size} are wanted")
         self.counters.add(Counter.BYTES_READ, len(data))
         return data
 
-    def xattr(self, inode: Inode, name: bytes) -> bytes:
-        """Return an extended attribute: stored in the catalog, else computed.  Raises NoAttribute."""
+    def xattr(self, inode: Inode, name: bytes, group: int = 0) -> bytes:
+        """Return an extended attribute for a process of that group: stored in the catalog, else computed.
+
+        May block.  Raises NoAttribute.
+        """
         node = self._nodes[inode]
         stored = parse_xattrs(node.entry.xattrs).get(name)
         if stored is not None:
             return stored
-        made = magic.value(name, self._tree.manifest, node.entry, self._chunks_of(node), self.counters)
+        if not self.policy.protection.permits(name, group):
+            raise NoAttribute(f"{name!r} is not for group {group}")
+        chunks = self._chunks_of(node)
+        about = magic.Subject(
+            *(self._tree, node.entry, node.catalog, chunks, self.counters, self.told, node.path), self._is_cached
+        )
+        made = magic.value(name, about)
         if made is None:
             raise NoAttribute(f"{node.path!r} has no attribute {name!r}")
         return made
@@ -257,7 +284,15 @@ class View:
         stored = parse_xattrs(node.entry.xattrs)
         if not self.policy.list_magic.lists(is_root=inode == ROOT):
             return tuple(stored)
-        return tuple(dict.fromkeys((*stored, *magic.names(node.entry))))
+        return tuple(dict.fromkeys((*stored, *magic.names(node.entry, self.told))))
+
+    def _is_cached(self, entry: Entry) -> bool:
+        return self._objects.cache.open(entry.object.cache_name) is not None
+
+    def highest_inode(self) -> int:
+        """The highest number that the kernel knows now."""
+        with self._lock:
+            return max(node.inode for node in self._nodes.nodes())
 
     def usage(self) -> Usage:
         """Return the figures of statfs(2)."""
@@ -267,7 +302,7 @@ class View:
         cache = self._objects.cache
         used = cache.used()
         total = used if cache.limit is None else cache.limit
-        return Usage(total, max(0, total - used), entries)
+        return Usage(total, max(0, total - used), min(max(0, entries), MAX_ENTRIES))
 
     def switch(self, tree: Tree) -> Changes:
         """Show `tree` from now on; files known before keep their content and attributes under their inodes.
@@ -313,8 +348,6 @@ class View:
             raise IsDirectory(f"{node.path!r} is a directory")
         if not node.entry.is_file:
             raise NotReadable(f"{node.path!r} is not a file")
-        if node.entry.flags & flags.EXTERNAL:
-            raise Unsupported(f"{node.path!r} is external data, which this client does not fetch")
         return node
 
     def _chunks_of(self, node: Node) -> tuple[Chunk, ...]:
@@ -328,7 +361,9 @@ class View:
         pieces = []
         while size > 0:
             chunk = chunks[at]
-            piece = self._piece(chunk.object, offset - chunk.offset, size)
+            if offset == chunk.offset and self._ahead is not None:
+                self._ahead.reads_chunk(chunks, at)
+            piece = self._piece(node, at, chunk.object, offset - chunk.offset, size)
             pieces.append(piece)
             if not piece:
                 break
@@ -337,8 +372,17 @@ class View:
             at += 1
         return pieces[0] if len(pieces) == 1 else b"".join(pieces)
 
-    def _piece(self, ref: ObjectRef, offset: int, size: int) -> bytes:
-        return (self._objects.peek(ref) or self._objects.open(ref)).read(offset, size)
+    def _piece(self, node: Node, chunk: int | None, ref: ObjectRef, offset: int, size: int) -> bytes:
+        known = self._objects.peek(ref) or self._objects.open(ref, missing=self._missing(node, chunk))
+        return known.read(offset, size)
+
+    def _missing(self, node: Node, chunk: int | None = None) -> Callable[[], None] | None:
+        """What to do when an object of `node` has to be fetched: others will be wanted soon."""
+        if self._ahead is None:
+            return None
+        if chunk is None:
+            return partial(self._ahead.missed, self._tree, node.path, node.entry)
+        return partial(self._ahead.missed_chunk, self._chunks_of(node), chunk)
 
     def _attributes(self, inode: Inode, entry: Entry) -> Attributes:
         uid, gid = self.policy.owner or (entry.uid, entry.gid)

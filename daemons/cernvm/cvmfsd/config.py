@@ -23,6 +23,12 @@ mount_directory = string(default="/cvmfs")
 repositories = list(default=list())
 # Requests of the kernel that one repository answers at the same time; each may wait for the network.
 threads = integer(min=2, max=64, default=12)
+# Seconds that a program waits for the network before its request is answered with an error; the transfer goes on.
+deadline = integer(min=5, max=3600, default=120)
+# Seconds that mounts go on without cvmfsd when it crashes or restarts; the next cvmfsd takes them over.
+patience = integer(min=0, max=3600, default=60)
+# Where Prometheus may fetch metrics: the path of a socket, or a port of 127.0.0.1. Empty: nowhere.
+metrics = string(default="")
 # What speaks to the kernel: kernel (its own protocol, fastest), llfuse, or auto: kernel where it can, else llfuse.
 fuse = option("auto", "kernel", "llfuse", default="auto")
 
@@ -42,6 +48,10 @@ class Config:
     mount_directory: Path
     repositories: tuple[str, ...]
     threads: int
+    deadline: float
+    patience: float
+    metrics: Path | int | None
+    """A socket's path, or a port on loopback."""
     fuse: Choice
     cache_directory: Path
     cache_limit: int | None
@@ -67,7 +77,21 @@ def configure(settings: Settings) -> Config:
         mount_directory=Path(own["mount_directory"]),
         repositories=repositories,
         threads=own["threads"],
+        deadline=own["deadline"],
+        patience=own["patience"],
+        metrics=_metrics(settings),
         fuse=Choice(own["fuse"]),
         cache_directory=Path(cache["directory"]),
         cache_limit=cache["limit_mb"] * 1_000_000 or None,
     )
+
+
+def _metrics(settings: Settings) -> Path | int | None:
+    text = settings["cvmfsd"]["metrics"]
+    if not text:
+        return None
+    if text.isascii() and text.isdigit() and 0 < int(text) < 65536:
+        return int(text)
+    if Path(text).is_absolute():
+        return Path(text)
+    raise settings.mistake("cvmfsd", "metrics", f"{text!r} is neither a port nor an absolute path")

@@ -11,7 +11,9 @@ from typing import ClassVar, Final, Protocol
 from cernvm import __version__
 from cernvm.kit.bus import BusObject, escape, method, prop, signal
 
-from .supervisor import Mount, Supervisor
+from .caretaker import Caretaker
+from .mount import Mount
+from .supervisor import Supervisor
 
 NAME: Final = "ch.cern.cernvm.Cvmfs1"
 PATH: Final = "/ch/cern/cernvm/Cvmfs1"
@@ -92,7 +94,8 @@ class Control(BusObject):
 
     interface: ClassVar[str] = NAME
 
-    def __init__(self) -> None:
+    def __init__(self, caretaker: Caretaker) -> None:
+        self._caretaker = caretaker
         self._supervisor: Supervisor | None = None
 
     def serve(self, supervisor: Supervisor) -> None:
@@ -102,18 +105,39 @@ class Control(BusObject):
     @method("s", "o")
     async def Mount(self, fqrn: str) -> str:
         """Mount a repository, or find it mounted."""
-        mount = await self._working.mount(fqrn)
+        mount = await self.supervisor.mount(fqrn)
         return path_of(mount.fqrn)
 
     @method("s", "")
     async def Unmount(self, fqrn: str) -> None:
         """Unmount a repository that nobody uses."""
-        await self._working.unmount(fqrn)
+        await self.supervisor.unmount(fqrn)
+
+    @method("s", "")
+    async def Reload(self, fqrn: str) -> None:
+        """Have a new worker with fresh parameters take a mount over."""
+        await self.supervisor.reload(self.supervisor.known(fqrn))
+
+    @method("", "t")
+    async def Wipe(self) -> int:
+        """Empty the cache; the bytes that stay."""
+        return await self._caretaker.wipe()
+
+    @method("", "tas")
+    async def Check(self) -> tuple[int, list[str]]:
+        """Look the cache through; how many objects, and the names of the damaged ones, which are gone."""
+        found = await self._caretaker.check()
+        return found.checked, list(found.damaged)
+
+    @prop("s")
+    def Workspace(self) -> str:
+        """The directory of the cache, with the sockets of `cvmfs_talk`."""
+        return str(self._caretaker.directory)
 
     @method("", "a(soss)")
     async def ListMounts(self) -> list[tuple[str, str, str, str]]:
         """Name, object, mount point and state of each."""
-        mounts = sorted(self._working.mounts.values(), key=lambda mount: mount.fqrn)
+        mounts = sorted(self.supervisor.mounts.values(), key=lambda mount: mount.fqrn)
         return [(one.fqrn, path_of(one.fqrn), str(one.point), one.state.value) for one in mounts]
 
     @prop("s")
@@ -138,7 +162,8 @@ class Control(BusObject):
         """It could not be mounted, or not again."""
 
     @property
-    def _working(self) -> Supervisor:
+    def supervisor(self) -> Supervisor:
+        """What answers."""
         assert self._supervisor is not None
         return self._supervisor
 
@@ -151,10 +176,10 @@ class Announcer:
         self._control = control
         self._objects: dict[str, MountObject] = {}
 
-    def appeared(self, mount: Mount, supervisor: Supervisor) -> None:
+    def appeared(self, mount: Mount) -> None:
         """Show the mount's object."""
         if mount.fqrn not in self._objects:
-            self._objects[mount.fqrn] = MountObject(supervisor, mount)
+            self._objects[mount.fqrn] = MountObject(self._control.supervisor, mount)
             self._bus.export(path_of(mount.fqrn), self._objects[mount.fqrn])
         self.changed(mount)
         self._control.MountAppeared(mount.fqrn, str(mount.point), mount.revision)

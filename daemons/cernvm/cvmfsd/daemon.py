@@ -17,8 +17,11 @@ from cernvm.kit.bus import Bus
 from cernvm.kit.errors import Problem, UserMistake
 from cernvm.kit.service import Life, Service
 
+from . import metrics
+from .caretaker import Caretaker
 from .config import SPEC, Config, configure
 from .control import NAME, PATH, Announcer, Control
+from .restarting import is_restarting
 from .supervisor import Supervisor
 
 log = logging.getLogger(__name__)
@@ -33,22 +36,29 @@ async def run(config: Config, life: Life[Config]) -> None:
     with CacheOwner(config.cache_directory) as cache:
         await asyncio.to_thread(cache.tidy, BOOT.read_bytes().strip())
         async with Bus.system() as bus:
-            control = Control()
+            caretaker = Caretaker(config.cache_directory)
+            control = Control(caretaker)
             supervisor = Supervisor(config, Announcer(bus, control), _log_level())
             control.serve(supervisor)
             later: list[asyncio.Task[None]] = []
             try:
                 await bus.own(NAME)
+                await supervisor.adopt()
                 bus.export(PATH, control)
                 missing = await _until(life.stopping, _mount_all(supervisor, config.repositories))
                 later += [asyncio.create_task(_mount_later(supervisor, fqrn)) for fqrn in missing or ()]
                 life.on_reload(lambda new: _reload(supervisor, new))
-                life.ready(f"{len(supervisor.mounts)} repositories mounted")
-                await life.stopping.wait()
+                async with metrics.serving(config.metrics, supervisor.mounts):
+                    life.ready(f"{len(supervisor.mounts)} repositories mounted")
+                    await life.stopping.wait()
             finally:
                 for task in later:
                     task.cancel()
-                await supervisor.stop()
+                caretaker.stop()
+                if await is_restarting(bus):
+                    await supervisor.leave()
+                else:
+                    await supervisor.stop()
 
 
 async def _until(stopping: asyncio.Event, work: Coroutine[None, None, T]) -> T | None:

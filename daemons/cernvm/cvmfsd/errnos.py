@@ -31,6 +31,7 @@ ERRNO: Final[Mapping[type[Problem], int]] = {
     errors.Malformed: errno.EIO,
     errors.Untrusted: errno.EIO,
     errors.RolledBack: errno.EIO,
+    errors.Revoked: errno.EIO,
     errors.ObjectCorrupt: errno.EIO,
     errors.Unreachable: errno.EIO,
     errors.ObjectMissing: errno.EIO,

@@ -219,7 +219,7 @@ class Answers:
 
     def _getxattr(self, request: Request, inode: Inode) -> Reply:
         name = request.name(wire.GETXATTR_IN.size)
-        return self._sized(request, self._view.xattr(inode, name))
+        return self._sized(request, self._view.xattr(inode, name, request.group))
 
     def _listxattr(self, request: Request, inode: Inode) -> Reply:
         return self._sized(request, b"".join(name + b"\0" for name in self._view.xattr_names(inode)))

@@ -135,6 +135,7 @@ class Request(NamedTuple):
     node: int
     pid: int
     body: memoryview
+    group: int = 0
 
     def fields(self, layout: Struct) -> tuple[Any, ...]:
         """The body's first bytes by `layout`.  Raises Unreadable."""
@@ -155,10 +156,10 @@ def decode(buffer: memoryview) -> Request | None:
     """Take a request apart; None for bytes that are none."""
     if len(buffer) < IN_HEADER.size:
         return None
-    length, opcode, unique, node, _, _, pid, _ = IN_HEADER.unpack_from(buffer)
+    length, opcode, unique, node, _, group, pid, _ = IN_HEADER.unpack_from(buffer)
     if not IN_HEADER.size <= length <= len(buffer):
         return None
-    return Request(opcode, unique, node, pid, buffer[IN_HEADER.size : length])
+    return Request(opcode, unique, node, pid, buffer[IN_HEADER.size : length], group)
 
 
 def forgotten(request: Request) -> Iterator[tuple[int, int]]:

@@ -138,10 +138,11 @@ class FileSystem(llfuse.Operations):  # type: ignore[misc]  # llfuse has no type
         raise llfuse.FUSEError(errno.ENOSYS)
 
     @answering
-    def getxattr(self, inode: int, name: bytes, _: object) -> bytes:
+    def getxattr(self, inode: int, name: bytes, caller: Any) -> bytes:
         """One extended attribute."""
+        group = caller.gid
         with llfuse.lock_released:
-            return self._view.xattr(Inode(inode), name)
+            return self._view.xattr(Inode(inode), name, group)
 
     @answering
     def listxattr(self, inode: int, _: object) -> Sequence[bytes]:

@@ -10,6 +10,7 @@ import ctypes
 import errno
 import os
 import subprocess
+from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
@@ -17,6 +18,7 @@ from cernvm.cvmfs.errors import Mistake
 from cernvm.kit.errors import Problem
 from cernvm.kit.proc import find_program
 
+CONNECTIONS: Final = Path("/sys/fs/fuse/connections")
 MNT_DETACH: Final = 2
 _DEADLINE: Final = 10.0
 _OCTAL: Final = {rb"\040": b" ", rb"\011": b"\t", rb"\012": b"\n", rb"\134": b"\\"}
@@ -58,14 +60,29 @@ def make_ready(point: Path) -> bool:
 
 def is_mounted(point: Path) -> bool:
     """Whether something is mounted exactly there, by the kernel's table (does not touch what is mounted)."""
+    return device_of(point) is not None
+
+
+def device_of(point: Path) -> str | None:
+    """The device (major:minor) of what is mounted exactly there, the topmost; None if nothing is."""
     wanted = os.fsencode(point.parent.resolve() / point.name)
+    device = None
     for line in Path("/proc/self/mountinfo").read_bytes().splitlines():
-        where = line.split(b" ")[4]
+        fields = line.split(b" ")
+        where = fields[4]
         for code, plain in _OCTAL.items():
             where = where.replace(code, plain)
         if where == wanted:
-            return True
-    return False
+            device = fields[2].decode()
+    return device
+
+
+def abort(point: Path) -> None:
+    """Have the kernel answer all who wait for the FUSE mount at `point` with an error, whatever its daemon does."""
+    device = device_of(point)
+    if device is not None:
+        with suppress(OSError):  # not there, not mounted or not permitted: the end of the daemon does it too
+            (CONNECTIONS / device.partition(":")[2] / "abort").write_text("1")
 
 
 def unmount(point: Path, *, lazy: bool) -> None:

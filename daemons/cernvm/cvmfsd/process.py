@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""A worker process as the supervisor holds it: started, spoken to, ended within a time.
+"""A worker process as the supervisor holds it: started or adopted, spoken to, ended within a time.
 
-On the asyncio loop.  A worker whose socket closes ends by itself, so that none outlives the supervisor.
+On the asyncio loop.  A worker whose supervisor is gone goes on serving for a while and waits on a socket in the cache
+directory for the next one, which adopts it; if none comes, it takes its mount away and ends.
 """
 
 from __future__ import annotations
@@ -9,12 +10,15 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import signal
 import socket
+import struct
 import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Final, Protocol
 
 import cernvm
 
@@ -23,18 +27,73 @@ from . import wire
 log = logging.getLogger(__name__)
 END: Final = 10.0
 """Seconds for a worker to end after its socket closed."""
+GREETING: Final = 5.0
+"""Seconds for an orphan to answer."""
+BEAT: Final = 2.0
+"""Seconds between two signs of life that a worker is asked for."""
+SILENCE: Final = 6.0
+"""Seconds without one after which a worker is asked a last time, and given one `BEAT` more."""
+_CREDENTIALS: Final = struct.Struct("3i")
+
+
+class Process(Protocol):
+    """A process that can be waited for: a child, or one found running."""
+
+    @property
+    def pid(self) -> int:
+        """Its number."""
+
+    async def wait(self) -> object:
+        """Wait for its end."""
+
+    def kill(self) -> None:
+        """SIGKILL.  Raises ProcessLookupError."""
+
+
+class Foreign:
+    """A process that is no child of this one."""
+
+    def __init__(self, pid: int) -> None:
+        """Raises OSError when it is gone."""
+        self.pid = pid
+        self._fd = os.pidfd_open(pid)
+
+    async def wait(self) -> None:
+        """Wait for its end."""
+        loop, over = asyncio.get_running_loop(), asyncio.Event()
+        loop.add_reader(self._fd, over.set)
+        try:
+            await over.wait()
+        finally:
+            loop.remove_reader(self._fd)
+
+    def kill(self) -> None:
+        """SIGKILL."""
+        signal.pidfd_send_signal(self._fd, signal.SIGKILL)
+
+    def __del__(self) -> None:
+        with suppress(OSError, AttributeError):
+            os.close(self._fd)
+
+
+class Silent(Exception):
+    """A worker gives no sign of life."""
 
 
 class Worker:
     """A running worker."""
 
-    def __init__(
-        self, process: asyncio.subprocess.Process, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
-    ) -> None:
+    def __init__(self, process: Process, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self._process = process
         self._reader = reader
         self._writer = writer
         self._executioner: asyncio.TimerHandle | None = None
+        self._released = False
+
+    @property
+    def pid(self) -> int:
+        """The number of its process."""
+        return self._process.pid
 
     def say(self, message: wire.Message) -> None:
         """Send one message; a worker that is gone is noticed by `hear`."""
@@ -48,33 +107,87 @@ class Worker:
             return None
         return wire.decode(line) if line.endswith(b"\n") else None
 
+    async def hear_alive(self) -> wire.Message | None:
+        """The next message that is not a mere sign of life.  Raises Silent when not even those come."""
+        while True:
+            message = await self._hear_within(SILENCE)
+            if not isinstance(message, wire.Pong):
+                return message
+
+    async def _hear_within(self, seconds: float) -> wire.Message | None:
+        """Listen; once more after that, since this process itself may have been held up."""
+        try:
+            return await asyncio.wait_for(self.hear(), seconds)
+        except TimeoutError:
+            self.say(wire.Ping())
+        try:
+            return await asyncio.wait_for(self.hear(), BEAT)
+        except TimeoutError:
+            raise Silent from None
+
+    @asynccontextmanager
+    async def beating(self) -> AsyncIterator[None]:
+        """Ask for signs of life meanwhile."""
+
+        async def beat() -> None:
+            while True:
+                self.say(wire.Ping())
+                await asyncio.sleep(BEAT)
+
+        task = asyncio.create_task(beat(), name=f"beat {self.pid}")
+        try:
+            yield
+        finally:
+            task.cancel()
+
     def stop(self, patience: float) -> None:
         """Ask the worker to unmount and end; kill it after `patience` seconds."""
         self.say(wire.Unmount())
         if self._executioner is None:
-            self._executioner = asyncio.get_running_loop().call_later(patience, self._kill)
+            self._executioner = asyncio.get_running_loop().call_later(patience, self.kill)
+
+    def release(self) -> None:
+        """Let the worker live on without this process."""
+        self._released = True
+        self._writer.close()
 
     async def ended(self) -> None:
-        """Close the socket and wait for the process, at most `END` seconds before it is killed."""
+        """Close the socket and wait for the process, at most `END` seconds before it is killed; not if released."""
         self._writer.close()
+        if self._released:
+            return
         try:
             await asyncio.wait_for(self._process.wait(), END)
         except TimeoutError:
-            self._kill()
+            log.warning("worker %d does not end; it is killed", self.pid)
+            self.kill()
             await self._process.wait()
         finally:
             if self._executioner is not None:
                 self._executioner.cancel()
 
-    def _kill(self) -> None:
-        log.warning("worker %d does not end; it is killed", self._process.pid)
+    async def left(self) -> None:
+        """Wait for the end of a released worker, however long its users stay."""
+        await self._process.wait()
+
+    def kill(self) -> None:
+        """End it at once."""
         with suppress(ProcessLookupError):
             self._process.kill()
 
 
-@asynccontextmanager
-async def running(counters_fd: int) -> AsyncIterator[Worker]:
-    """Run a worker that counts in `counters_fd`; it has ended when the block has."""
+@dataclass(frozen=True)
+class Orphan:
+    """A worker of an earlier daemon, and what it told about itself."""
+
+    worker: Worker
+    hello: wire.Hello
+    shows: wire.Shows
+    counters_fd: int
+
+
+async def start(counters_fd: int) -> Worker:
+    """Run a worker that counts in `counters_fd`."""
     ours, theirs = socket.socketpair()
     with theirs:
         process = await asyncio.create_subprocess_exec(
@@ -84,11 +197,37 @@ async def running(counters_fd: int) -> AsyncIterator[Worker]:
             env=_environment(),
             cwd="/",
         )
-    worker = Worker(process, *await asyncio.open_connection(sock=ours))
+    return Worker(process, *await asyncio.open_connection(sock=ours))
+
+
+async def orphans(cache: Path) -> list[Orphan]:
+    """Adopt the workers that an earlier daemon with this cache left running."""
+    found = await asyncio.gather(*(_adopted(path) for path in cache.glob(f"{wire.ORPHAN}*")))
+    return [one for one in found if one is not None]
+
+
+async def _adopted(path: Path) -> Orphan | None:
+    """Greet the worker behind a socket; None if there is none any more, and then its socket goes."""
+    connection = socket.socket(socket.AF_UNIX)
     try:
-        yield worker
-    finally:
-        await worker.ended()
+        with wire.reachable(path) as address:
+            connection.settimeout(GREETING)
+            connection.connect(address)
+        pid, _, _ = _CREDENTIALS.unpack(connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size))
+        worker = Worker(Foreign(pid), *await asyncio.open_connection(sock=connection))
+        hello = await asyncio.wait_for(worker.hear(), GREETING)
+        shows = await asyncio.wait_for(worker.hear(), GREETING)
+        if isinstance(hello, wire.Hello) and isinstance(shows, wire.Shows):
+            counters_fd = os.open(f"/proc/{pid}/fd/{hello.counters_fd}", os.O_RDWR | os.O_CLOEXEC)
+            return Orphan(worker, hello, shows, counters_fd)
+        worker.release()
+    except (OSError, TimeoutError) as error:
+        connection.close()
+        if isinstance(error, ConnectionRefusedError):
+            path.unlink(missing_ok=True)
+        else:
+            log.warning("%s: the worker behind it is not adopted: %s", path, error)
+    return None
 
 
 def _environment() -> dict[str, str]:

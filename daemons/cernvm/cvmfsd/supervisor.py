@@ -10,15 +10,13 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass, field
 from enum import Enum
 from pathlib import Path
 from random import Random
-from typing import Final, Protocol, TypeVar
+from typing import Final, TypeVar
 
-from cernvm.cvmfs.counters import Counters
 from cernvm.cvmfs.errors import NoRepository
 from cernvm.cvmfs.parameters import check_fqrn
 from cernvm.kit.backoff import Backoff
@@ -26,7 +24,8 @@ from cernvm.kit.errors import Problem, UserMistake, sentence
 
 from . import mounting, wire
 from .config import Config
-from .process import Worker, running
+from .mount import Heir, Mount, Observer, State
+from .process import Orphan, Silent, Worker, orphans, start
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -42,61 +41,12 @@ LONG_ENOUGH: Final = 120.0
 """Seconds after which a worker counts as having run well."""
 
 
-class State(Enum):
-    """Of a mount, as D-Bus shows it."""
+class End(Enum):
+    """How it ended with a worker."""
 
-    STARTING = "starting"
-    MOUNTED = "mounted"
-    RESTARTING = "restarting"
-    STOPPING = "stopping"
-
-
-class Observer(Protocol):
-    """Who is told what happens to mounts."""
-
-    def appeared(self, mount: Mount, supervisor: Supervisor) -> None:
-        """It is there (again)."""
-
-    def gone(self, mount: Mount) -> None:
-        """It is not there any more."""
-
-    def revision_changed(self, mount: Mount) -> None:
-        """It shows another revision."""
-
-    def failed(self, fqrn: str, complaint: str) -> None:
-        """It could not be mounted, or its worker died."""
-
-    def changed(self, mount: Mount) -> None:
-        """State or last error changed."""
-
-
-@dataclass(eq=False)
-class Mount:
-    """One repository on its way to, at, or from its mount point."""
-
-    fqrn: str
-    point: Path
-    state: State = State.STARTING
-    revision: int = 0
-    root_hash: str = ""
-    adapter: str = ""
-    last_error: str = ""
-    restarts: int = 0
-    counters_fd: int = field(default_factory=Counters.shared)
-    started: asyncio.Future[None] = field(default_factory=lambda: asyncio.get_running_loop().create_future())
-    refreshes: list[asyncio.Future[wire.Refreshed]] = field(default_factory=list)
-    worker: Worker | None = None
-    keeper: asyncio.Task[None] | None = None
-    point_ready: bool = False
-    """From now on what is mounted there is this mount's."""
-    point_created: bool = False
-
-    def __post_init__(self) -> None:
-        self.counters = Counters(self.counters_fd)
-
-    def statistics(self) -> Mapping[str, int]:
-        """The worker's numbers, over restarts."""
-        return {**self.counters.snapshot(), "restarts": self.restarts}
+    GONE = "the mount is to end with it"
+    DIED = "another one has to be started"
+    INHERITED = "another one has taken over"
 
 
 class Supervisor:
@@ -107,7 +57,25 @@ class Supervisor:
         self._observer = observer
         self._log_level = log_level
         self._random = Random()
+        self._retired: dict[Worker, asyncio.Task[None]] = {}
+        self._leaving = False
         self.mounts: dict[str, Mount] = {}
+
+    async def adopt(self) -> None:
+        """Take over the workers that an earlier daemon left running; their mounts never stop."""
+        for orphan in await orphans(self._config.cache_directory):
+            hello = orphan.hello
+            mount = Mount(
+                hello.fqrn,
+                Path(hello.mount_point),
+                counters_fd=orphan.counters_fd,
+                point_ready=True,
+                point_created=hello.point_created,
+            )
+            self.mounts[mount.fqrn] = mount
+            log.info("%s: worker %d of an earlier daemon is adopted", mount.fqrn, orphan.worker.pid)
+            mount.keeper = asyncio.create_task(self._keep(mount, orphan), name=f"keep {mount.fqrn}")
+        await asyncio.gather(*(asyncio.wait_for(asyncio.shield(one.started), FILES) for one in self.mounts.values()))
 
     async def mount(self, fqrn: str) -> Mount:
         """Return the mount of `fqrn`, made if need be.  Raises the worker's error, with its sentence."""
@@ -123,11 +91,16 @@ class Supervisor:
         await asyncio.wait_for(asyncio.shield(mount.started), START + FILES)
         return mount
 
-    async def unmount(self, fqrn: str) -> None:
-        """Take a mount away.  Raises NoRepository; Busy while somebody uses it."""
+    def known(self, fqrn: str) -> Mount:
+        """The mount of `fqrn`.  Raises NoRepository."""
         mount = self.mounts.get(fqrn)
         if mount is None:
             raise NoRepository(f"{fqrn} is not mounted")
+        return mount
+
+    async def unmount(self, fqrn: str) -> None:
+        """Take a mount away.  Raises NoRepository; Busy while somebody uses it."""
+        mount = self.known(fqrn)
         if mount.state is State.MOUNTED:
             await _in_thread(mounting.unmount, mount.point, lazy=False)
         self._stop(mount)
@@ -145,12 +118,50 @@ class Supervisor:
             raise wire.error_of(refreshed.kind, refreshed.complaint)
         return mount.revision
 
+    async def reload(self, mount: Mount) -> None:
+        """Have a new worker, with the parameters as they are now, take a mount over; no reader is stopped.
+
+        Open files stay with the old worker until they are closed.  Raises the new worker's error; the old one stays.
+        """
+        if mount.heir is not None:
+            await asyncio.shield(mount.heir)
+            return
+        old = mount.worker
+        if old is None or mount.state is not State.MOUNTED:
+            raise Problem(f"{mount.fqrn} is {mount.state.value}, so it cannot be loaded again")
+        mount.heir = asyncio.get_running_loop().create_future()
+        heir = None
+        try:
+            worker = await start(mount.counters_fd)
+            try:
+                worker.say(self._task(mount, replaces=True))
+                heir = Heir(worker, await self._first_word(mount, worker))
+            finally:
+                if heir is None:
+                    await worker.ended()
+            old.say(wire.Retire())
+        finally:
+            mount.heir.set_result(heir)
+            if heir is None:
+                mount.heir = None
+
     async def stop(self) -> None:
         """Take everything away, also what is in use."""
+        for retired in self._retired:
+            retired.kill()
         mounts = list(self.mounts.values())
         for mount in mounts:
             self._stop(mount)
         await asyncio.gather(*(self._finished(mount) for mount in mounts))
+
+    async def leave(self) -> None:
+        """Leave all workers running for the next daemon."""
+        self._leaving = True
+        keepers = [mount.keeper for mount in self.mounts.values() if mount.keeper is not None]
+        for keeper in keepers:
+            keeper.cancel()
+        if keepers:
+            await asyncio.wait(keepers, timeout=FILES)
 
     def _stop(self, mount: Mount) -> None:
         mount.state = State.STOPPING
@@ -165,29 +176,37 @@ class Supervisor:
             with suppress(asyncio.CancelledError, Problem):
                 await asyncio.wait({mount.keeper}, timeout=STOP + 2 * FILES)
 
-    async def _keep(self, mount: Mount) -> None:
+    async def _keep(self, mount: Mount, orphan: Orphan | None = None) -> None:
         """The life of one mount."""
         try:
-            await self._live(mount)
+            await self._live(mount, orphan)
         except (Problem, OSError, TimeoutError) as error:
             self._observer.failed(mount.fqrn, sentence(error))
             self._settle(mount, error)
         finally:
             self.mounts.pop(mount.fqrn, None)
             self._settle(mount, Problem(f"{mount.fqrn}: the mount was stopped before it was there"))
-            await self._clean(mount)
+            if not self._leaving:
+                await self._clean(mount)
             if mount.revision:
                 self._observer.gone(mount)
             os.close(mount.counters_fd)
 
-    async def _live(self, mount: Mount) -> None:
+    async def _live(self, mount: Mount, orphan: Orphan | None) -> None:
         delays = RESTARTS.delays(self._random)
         loop = asyncio.get_running_loop()
+        heir = None if orphan is None else Heir(orphan.worker, orphan.shows)
         while True:
-            mount.point_created |= await _in_thread(mounting.make_ready, mount.point)
-            mount.point_ready = True
             begun = loop.time()
-            if await self._ended(mount) or mount.state is State.STOPPING:
+            if heir is None:
+                mount.point_created |= await _in_thread(mounting.make_ready, mount.point)
+                mount.point_ready = True
+            end = await self._ended(mount, heir)
+            heir = mount.heir.result() if end is End.INHERITED and mount.heir is not None else None
+            mount.heir = None
+            if heir is not None:
+                continue
+            if end is End.GONE or mount.state is State.STOPPING:
                 return
             if loop.time() - begun > LONG_ENOUGH:
                 delays = RESTARTS.delays(self._random)
@@ -201,10 +220,10 @@ class Supervisor:
             await _in_thread(mounting.unmount, mount.point, lazy=True)
             await asyncio.sleep(delay)
 
-    async def _ended(self, mount: Mount) -> bool:
-        """Run a worker; whether the mount is to end with it.  A first start's error is raised, a later one's is not."""
+    async def _ended(self, mount: Mount, heir: Heir | None) -> End:
+        """Run a worker to its end.  A first start's error is raised, a later one's is not."""
         try:
-            return await self._run_worker(mount)
+            return await self._run_worker(mount, heir)
         except UserMistake:
             raise
         except Problem as error:
@@ -212,22 +231,37 @@ class Supervisor:
                 raise
             mount.last_error = sentence(error)
             log.warning("%s: not mounted again yet: %s", mount.fqrn, sentence(error))
-            return False
+            return End.DIED
 
-    async def _run_worker(self, mount: Mount) -> bool:
-        """Run one worker to its end; whether the mount is to end with it.  Raises what kept it from mounting."""
-        async with running(mount.counters_fd) as worker:
-            mount.worker = worker
-            worker.say(self._task(mount))
+    async def _run_worker(self, mount: Mount, heir: Heir | None) -> End:
+        """Run one worker, or go on with one that runs, to its end.  Raises what kept it from mounting."""
+        worker = await start(mount.counters_fd) if heir is None else heir.worker
+        mount.worker = worker
+        try:
+            if heir is None:
+                worker.say(self._task(mount, replaces=False))
             if mount.state is State.STOPPING:
                 worker.stop(STOP)
-            try:
-                return await self._hear_out(mount, worker)
-            finally:
-                mount.worker = None
-                self._answer(mount, wire.Refreshed(Problem.__name__, f"{mount.fqrn}: its worker ended"))
+            end = await self._hear_out(mount, worker, heir)
+            if end is End.INHERITED:
+                self._retire(mount, worker)
+            return end
+        finally:
+            mount.worker = None
+            self._answer(mount, wire.Refreshed(Problem.__name__, f"{mount.fqrn}: its worker ended"))
+            if self._leaving:
+                worker.release()
+            await worker.ended()
 
-    async def _hear_out(self, mount: Mount, worker: Worker) -> bool:
+    def _retire(self, mount: Mount, worker: Worker) -> None:
+        """Let a worker serve those who still use what it mounted."""
+        worker.release()
+        task = asyncio.create_task(worker.left(), name=f"retired {mount.fqrn}")
+        self._retired[worker] = task
+        task.add_done_callback(lambda _: self._retired.pop(worker, None))
+
+    async def _first_word(self, mount: Mount, worker: Worker) -> wire.Shows:
+        """What a new worker shows.  Raises what kept it from mounting."""
         try:
             message = await asyncio.wait_for(worker.hear(), START)
         except TimeoutError:
@@ -235,14 +269,30 @@ class Supervisor:
         if isinstance(message, wire.Failed):
             raise wire.error_of(message.kind, message.sentence)
         if not isinstance(message, wire.Shows):
-            if mount.started.done():
-                return False
             raise Problem(f"{mount.fqrn}: its worker ended before it was mounted; the log tells why")
-        self._shows(mount, message)
+        return message
+
+    async def _hear_out(self, mount: Mount, worker: Worker, heir: Heir | None) -> End:
+        self._shows(mount, heir.shows if heir is not None else await self._first_word(mount, worker))
         self._settle(mount, None)
-        self._observer.appeared(mount, self)
+        self._observer.appeared(mount)
+        try:
+            async with worker.beating():
+                end = await self._converse(mount, worker)
+        except Silent:
+            log.critical("%s: worker %d gives no sign of life; it is replaced", mount.fqrn, worker.pid)
+            mount.last_error = f"{mount.fqrn}: its worker gave no sign of life and was replaced"
+            worker.kill()
+            await _in_thread(mounting.abort, mount.point)
+            end = End.DIED
+        if mount.heir is not None and await asyncio.shield(mount.heir) is not None:
+            return End.INHERITED
+        return end
+
+    async def _converse(self, mount: Mount, worker: Worker) -> End:
+        """Listen to a worker that has mounted, until it ends.  Raises Silent."""
         while True:
-            message = await worker.hear()
+            message = await worker.hear_alive()
             match message:
                 case wire.Shows():
                     self._shows(mount, message)
@@ -254,9 +304,9 @@ class Supervisor:
                     self._answer(mount, message)
                 case wire.Unmounted():
                     log.info("%s: unmounted", mount.fqrn)
-                    return True
+                    return End.GONE
                 case None:
-                    return False
+                    return End.DIED
                 case _:
                     log.warning("%s: its worker says %s out of turn", mount.fqrn, message)
 
@@ -266,7 +316,7 @@ class Supervisor:
                 waiting.set_result(refreshed)
         mount.refreshes.clear()
 
-    def _task(self, mount: Mount) -> wire.Task:
+    def _task(self, mount: Mount, *, replaces: bool) -> wire.Task:
         return wire.Task(
             fqrn=mount.fqrn,
             mount_point=str(mount.point),
@@ -276,6 +326,10 @@ class Supervisor:
             threads=self._config.threads,
             fuse=self._config.fuse.value,
             log_level=self._log_level,
+            deadline=self._config.deadline,
+            patience=self._config.patience,
+            point_created=mount.point_created,
+            replaces=replaces,
         )
 
     def _shows(self, mount: Mount, shows: wire.Shows) -> None:
@@ -295,6 +349,9 @@ class Supervisor:
 
     async def _clean(self, mount: Mount) -> None:
         """Leave nothing at the mount point that was not there before."""
+        for socket in (wire.ORPHAN, wire.TALK):
+            with suppress(OSError):
+                (self._config.cache_directory / f"{socket}{mount.fqrn}").unlink()
         try:
             if mount.point_ready and await _in_thread(mounting.is_mounted, mount.point):
                 await _in_thread(mounting.unmount, mount.point, lazy=True)

@@ -1,18 +1,29 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""What supervisor and worker say to each other: one JSON object per line over a socket pair.
+"""What supervisor and worker say to each other: one JSON object per line over a socket.
 
-Both ends are the same program, so that a line that cannot be read is an error of ours and ends the worker.  Values.
+Both ends are the same program, so that a line that cannot be read is an error of ours and ends the worker.  (After
+an upgrade an older worker may meet a newer supervisor: what one of them does not know is an error as well, and the
+repository is mounted anew.)  Values.
 """
 
 from __future__ import annotations
 
 import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from enum import Enum
+from pathlib import Path
 from typing import Final
 
 from cernvm.cvmfs import errors
 from cernvm.kit.errors import Problem
+
+ORPHAN: Final = "worker."
+"""Before the repository's name: the socket in the cache directory at which a worker waits for its next supervisor."""
+TALK: Final = "cvmfs_io."
+"""Likewise the one at which it answers `cvmfs_talk`."""
 
 
 class Choice(Enum):
@@ -37,6 +48,39 @@ class Task:
     fuse: str
     """The value of a `Choice`."""
     log_level: str
+    deadline: float
+    """Seconds that a request of a program waits for the network before it is answered with an error."""
+    patience: float
+    """Seconds that the worker goes on without a supervisor."""
+    point_created: bool
+    replaces: bool
+    """Another worker's mount is there, which this one takes away at the moment at which it has its own."""
+
+
+@dataclass(frozen=True)
+class Ping:
+    """Supervisor -> worker: give a sign of life."""
+
+
+@dataclass(frozen=True)
+class Pong:
+    """Worker -> supervisor: the answer to `Ping`."""
+
+
+@dataclass(frozen=True)
+class Retire:
+    """Supervisor -> worker: another one has the mount now; serve who still uses yours, then end."""
+
+
+@dataclass(frozen=True)
+class Hello:
+    """Worker -> a supervisor that adopts it; what it shows (`Shows`) follows."""
+
+    fqrn: str
+    mount_point: str
+    point_created: bool
+    counters_fd: int
+    """Descriptor in the worker."""
 
 
 @dataclass(frozen=True)
@@ -86,9 +130,10 @@ class Unmounted:
     """Worker -> supervisor: somebody unmounted it; the worker ends."""
 
 
-Message = Task | Unmount | Refresh | Shows | Refreshed | Failed | Trouble | Unmounted
+Message = Task | Ping | Pong | Retire | Hello | Unmount | Refresh | Shows | Refreshed | Failed | Trouble | Unmounted
 _KINDS: Final[dict[str, type[Message]]] = {
-    kind.__name__: kind for kind in (Task, Unmount, Refresh, Shows, Refreshed, Failed, Trouble, Unmounted)
+    kind.__name__: kind
+    for kind in (Task, Ping, Pong, Retire, Hello, Unmount, Refresh, Shows, Refreshed, Failed, Trouble, Unmounted)
 }
 
 
@@ -107,3 +152,13 @@ def error_of(kind: str, sentence: str) -> Problem:
     """The error that the other side described by the name of its class."""
     cls = getattr(errors, kind, Problem)
     return cls(sentence) if isinstance(cls, type) and issubclass(cls, Problem) else Problem(sentence)
+
+
+@contextmanager
+def reachable(path: Path) -> Iterator[str]:
+    """An address for the socket at `path`, however long that is: the kernel takes 107 bytes.  Raises OSError."""
+    directory = os.open(path.parent, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        yield f"/proc/self/fd/{directory}/{path.name}"
+    finally:
+        os.close(directory)

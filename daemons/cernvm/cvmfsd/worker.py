@@ -2,7 +2,8 @@
 """The child process of one mount: `python -m cernvm.cvmfsd.worker SOCKET COUNTERS` (two inherited descriptors).
 
 Threads: the main one talks to the supervisor; one runs the FUSE session (which starts its own workers); one asks for
-newer revisions.  When the supervisor goes away the socket ends, and the worker takes its mount away and ends too.
+newer revisions; one answers `cvmfs_talk`.  When the supervisor goes away the worker serves on and waits for the next
+one; if none comes in time, it takes its mount away and ends too.
 """
 
 from __future__ import annotations
@@ -15,65 +16,48 @@ import socket
 import sys
 import threading
 import time
-from contextlib import suppress
-from datetime import timedelta
+from collections.abc import Callable
+from enum import Enum, auto
 from pathlib import Path
 from random import Random
 from typing import Final
 
 from cernvm.cvmfs.cache import Cache
-from cernvm.cvmfs.client import Client, open_client
+from cernvm.cvmfs.client import open_client
 from cernvm.cvmfs.counters import Counters
+from cernvm.cvmfs.errors import Revoked
 from cernvm.cvmfs.parameters import read_parameters
+from cernvm.cvmfs.status import Journal, Status
 from cernvm.kit import journal
 from cernvm.kit.errors import EXIT_FAILED, EXIT_OK, Problem, sentence
 
 from . import wire
 from .adapters import Session, mount_view
+from .link import Link, listening
 from .mounting import unmount
+from .talk import Talk
+from .talk_commands import Commands
 
 log = logging.getLogger(__name__)
-RETRY_AFTER: Final = timedelta(minutes=3).total_seconds()
-"""Seconds until the next question after one that failed."""
 SETTLE: Final = 2.0
 """Seconds after which the kernel is told again: an answer from before the switch may have come after the first time."""
 AGAIN: Final = 1.0
 """Seconds for which the same trouble is not told again."""
+PARKED: Final = 256
+"""Requests that the kernel adapter may keep waiting for the network, so that others are answered meanwhile."""
 END: Final = 2.0
 """Seconds for the FUSE session to end once unmounted."""
-
-
-class Link:
-    """The socket to the supervisor; any thread may say something."""
-
-    def __init__(self, connection: socket.socket) -> None:
-        self._connection = connection
-        self._lines = connection.makefile("rb")
-        self._lock = threading.Lock()
-
-    def say(self, message: wire.Message) -> None:
-        """Send one line; a supervisor that is gone is noticed by `hear`."""
-        with self._lock, suppress(OSError):
-            self._connection.sendall(wire.encode(message))
-
-    def hear(self) -> wire.Message | None:
-        """Wait for the next line; None when the supervisor is gone."""
-        line = self._lines.readline()
-        return wire.decode(line) if line.endswith(b"\n") else None
-
-    def hang_up(self) -> None:
-        """Make `hear` return None, from any thread."""
-        with suppress(OSError):
-            self._connection.shutdown(socket.SHUT_RD)
 
 
 class Refresher:
     """Asks for newer revisions when they are due or wanted, in a thread of its own."""
 
-    def __init__(self, client: Client, session: Session, link: Link) -> None:
-        self._client = client
+    def __init__(self, status: Status, session: Session, link: Link) -> None:
+        self._status = status
+        self._client = status.client
         self._session = session
         self._link = link
+        self._one = threading.Lock()
         self._wake = threading.Condition()
         self._wanted = False
         self._stopped = False
@@ -101,19 +85,26 @@ class Refresher:
                 if self._stopped:
                     return
                 wanted, self._wanted = self._wanted, False
-            kind, complaint = self._ask()
-            delay = self._jitter(RETRY_AFTER if complaint else float(self._client.ttl()))
+            kind, complaint, _ = self.look()
+            delay = self._jitter(float(self._client.retry_after() if complaint else self._client.ttl()))
             if wanted:
                 self._link.say(wire.Refreshed(kind, complaint))
 
-    def _ask(self) -> tuple[str, str]:
-        """Look once; the kind of error and its sentence, both empty when all is well."""
-        try:
-            changes = self._client.refresh()
-        except (Problem, OSError) as error:
-            log.warning("no newer revision: %s", sentence(error))
-            return type(error).__name__, sentence(error)
-        if changes is not None:
+    def look(self) -> tuple[str, str, bool]:
+        """Look once; the kind of error and its sentence (both empty when all is well), and whether there was news."""
+        with self._one:
+            self._status.looked = time.monotonic()
+            try:
+                changes = self._client.refresh()
+            except Revoked as error:
+                log.critical("what is shown must not be shown any longer, and is taken away: %s", sentence(error))
+                self._link.hang_up()
+                return type(error).__name__, sentence(error), False
+            except (Problem, OSError) as error:
+                log.warning("no newer revision: %s", sentence(error))
+                return type(error).__name__, sentence(error), False
+            if changes is None:
+                return "", "", False
             self._session.invalidate(changes)
             manifest = self._client.view.tree.manifest
             log.info("shows revision %d", manifest.revision)
@@ -121,7 +112,7 @@ class Refresher:
             again = threading.Timer(SETTLE, self._session.invalidate, (changes,))
             again.daemon = True
             again.start()
-        return "", ""
+            return "", "", True
 
     def _jitter(self, seconds: float) -> float:
         return seconds * (0.95 + 0.1 * Random().random())
@@ -137,7 +128,7 @@ def main(arguments: list[str]) -> int:
     journal.set_up(f"cvmfsd {task.fqrn}", task.log_level, detached=_detached())
     _prepare_process(link)
     try:
-        _serve(task, link, counters)
+        _serve(task, link, counters, int(arguments[1]))
     except (Problem, OSError) as error:
         link.say(wire.Failed(type(error).__name__, sentence(error)))
         return EXIT_FAILED
@@ -162,46 +153,75 @@ def _prepare_process(link: Link) -> None:
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
 
 
-def _serve(task: wire.Task, link: Link, counters: Counters) -> None:
+class Stop(Enum):
+    """Why a worker stops listening."""
+
+    TOLD = auto()
+    """By the supervisor or a signal, or nobody is there to tell it anything."""
+    RETIRED = auto()
+    """Another worker has the mount."""
+
+
+def _serve(task: wire.Task, link: Link, counters: Counters, counters_fd: int) -> None:
     parameters = read_parameters(task.fqrn, Path(task.parameters_directory))
     cache = Cache(Path(task.cache_directory), task.cache_limit)
     client = open_client(parameters, cache, counters)
+    client.repository.objects.patience = task.deadline
     point = Path(task.mount_point)
-    session = mount_view(wire.Choice(task.fuse), client.view, Teller(link).tell, point, client.options)
-
+    if task.replaces:
+        unmount(point, lazy=True)
+    status = Status(client, parameters, Journal(), point)
+    client.view.told = status.told()
+    session = mount_view(wire.Choice(task.fuse), client.view, Teller(link, status.journal).tell, point, client.options)
     over = threading.Event()
 
     def serve() -> None:
         try:
-            session.serve(task.threads)
+            session.serve(task.threads if session.name == "llfuse" else max(task.threads, PARKED))
         finally:
             over.set()
             link.hang_up()
 
     fuse = threading.Thread(target=serve, name="fuse", daemon=True)
     fuse.start()
-    manifest = client.view.tree.manifest
-    link.say(wire.Shows(manifest.revision, str(manifest.root_hash), session.name))
-    refresher = Refresher(client, session, link)
-    _obey(link, refresher)
+
+    def shows() -> wire.Shows:
+        manifest = client.view.tree.manifest
+        return wire.Shows(manifest.revision, str(manifest.root_hash), session.name)
+
+    refresher = Refresher(status, session, link)
+    listener = listening(cache.directory / f"{wire.ORPHAN}{task.fqrn}")
+    talk = Talk(listening(cache.directory / f"{wire.TALK}{task.fqrn}"), Commands(status, refresher.look))
+    link.say(shows())
+    hello = wire.Hello(task.fqrn, task.mount_point, task.point_created, counters_fd)
+    stop = _obey(link, refresher, lambda: link.await_next(listener, task.patience, lambda: (hello, shows())))
     refresher.stop()
-    if over.is_set():
+    if over.is_set() or stop is Stop.RETIRED:
         link.say(wire.Unmounted())
     else:
         _take_away(point, over)
+    listener.close()
+    talk.close()
     fuse.join()
     session.close()
     client.close()
 
 
-def _obey(link: Link, refresher: Refresher) -> None:
-    """Do what the supervisor says until it wants the end, is gone, or the mount is gone."""
+def _obey(link: Link, refresher: Refresher, await_next: Callable[[], bool]) -> Stop:
+    """Do what the supervisor says until it wants the end, is gone for good, or the mount is gone."""
     while True:
         message = link.hear()
-        if isinstance(message, wire.Refresh):
-            refresher.now()
-        else:
-            return
+        match message:
+            case wire.Ping():
+                link.say(wire.Pong())
+            case wire.Refresh():
+                refresher.now()
+            case wire.Retire():
+                return Stop.RETIRED
+            case None if await_next():
+                continue
+            case _:
+                return Stop.TOLD
 
 
 def _take_away(point: Path, over: threading.Event) -> None:
@@ -216,8 +236,9 @@ def _take_away(point: Path, over: threading.Event) -> None:
 class Teller:
     """Tells trouble to the log and the supervisor; the same sentence again at most once a second."""
 
-    def __init__(self, link: Link) -> None:
+    def __init__(self, link: Link, journal: Journal) -> None:
         self._link = link
+        self._journal = journal
         self._lock = threading.Lock()
         self._last = ("", 0.0)
 
@@ -230,6 +251,7 @@ class Teller:
                 return
             self._last = (text, now)
         log.error("%s", text)
+        self._journal.note(text)
         self._link.say(wire.Trouble(text))
 
 
