@@ -29,6 +29,7 @@ from .rsa import signed_block_matches
 
 SHA1_DIGEST_INFO: Final = DIGEST_INFO["sha1"]
 MIN_KEY_BITS: Final = 1024
+_EXPIRY: Final = re.compile(r"E[0-9]{14}")
 _BLACKLISTED_REVISION: Final = re.compile(r"<\s*(\S+)\s+(\d{1,18})")
 
 
@@ -116,6 +117,8 @@ def parse_whitelist(text: bytes) -> Whitelist:
     if len(lines) < 3 or len(lines[0]) != 14 or lines[1][:1] != "E" or lines[2][:1] != "N":
         raise Malformed("the whitelist does not begin with its dates and its repository name")
     try:
+        if not _EXPIRY.fullmatch(lines[1]):
+            raise ValueError
         expires = datetime.strptime(lines[1][1:11], "%Y%m%d%H").replace(tzinfo=UTC)
     except ValueError:
         raise Malformed(f"the whitelist's expiry date is not a date: {lines[1][1:30]!r}") from None
