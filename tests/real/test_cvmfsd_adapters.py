@@ -90,8 +90,11 @@ def top(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (source / "packages").mkdir()
     for number in range(300):
         (source / "packages" / f"p{number:03d}").write_bytes(Random(number).randbytes(1 + number * 97))
-    for name in ("same", "evicted", "slow", "patient", "vanishes"):
+    for name in ("same", "evicted"):
         (source / name).write_text(f"{name}\n" * 1000)
+    for name in ("slow", "patient"):  # each alone, so that nothing fetches it ahead
+        (source / name).mkdir()
+        (source / name / name).write_text(f"{name}\n" * 1000)
     create_repository(FQRN, top / "web" / FQRN, top / "keys")
     publish_tree(FQRN, source, top / "web" / FQRN, top / "keys")
     return top
@@ -159,10 +162,10 @@ def test_sixteen_threads_reading_at_random_get_the_right_bytes(world: World) -> 
 
 
 def test_a_slow_fetch_keeps_no_other_reader_waiting(world: World) -> None:
-    path, _ = world.object_of("slow")
+    path, _ = world.object_of("slow/slow")
     world.gate.hold(path)
     with ThreadPoolExecutor(1) as slow:
-        reading = slow.submit((world.root / "slow").read_bytes)
+        reading = slow.submit((world.root / "slow" / "slow").read_bytes)
         world.gate.await_request(path)
         begun = time.monotonic()
         assert (world.root / "packages" / "p007").read_bytes() == (world.source / "packages" / "p007").read_bytes()
@@ -171,7 +174,7 @@ def test_a_slow_fetch_keeps_no_other_reader_waiting(world: World) -> None:
         assert time.monotonic() - begun < 10
         assert not reading.done()
         world.gate.release()
-        assert reading.result(timeout=20) == (world.source / "slow").read_bytes()
+        assert reading.result(timeout=20) == (world.source / "slow" / "slow").read_bytes()
 
 
 def test_an_object_dropped_from_the_cache_is_fetched_again(world: World) -> None:
@@ -366,15 +369,17 @@ def reader(path: Path, *, handler: str = "") -> subprocess.Popen[bytes]:
 
 
 def test_a_signal_that_does_not_kill_does_not_end_a_read(world: World) -> None:
-    path, _ = world.object_of("patient")
+    path, _ = world.object_of("patient/patient")
     world.gate.hold(path)
-    with reader(world.root / "patient", handler="signal.signal(signal.SIGUSR1, lambda *_: None)") as process:
+    with reader(
+        world.root / "patient" / "patient", handler="signal.signal(signal.SIGUSR1, lambda *_: None)"
+    ) as process:
         world.gate.await_request(path)
         for _ in range(5):
             process.send_signal(signal.SIGUSR1)
         assert process.poll() is None
         world.gate.release()
-        assert process.communicate(timeout=20)[0] == (world.source / "patient").read_bytes()
+        assert process.communicate(timeout=20)[0] == (world.source / "patient" / "patient").read_bytes()
 
 
 def test_unmounting_what_is_in_use_is_refused_and_harms_nobody(world: World) -> None:
