@@ -18,6 +18,7 @@ from cernvm.kit.errors import EXIT_FAILED, Problem, sentence
 from .server_care import add_care
 from .server_options import Command, fill_places, plain
 from .server_publishing import add_publishing
+from .server_replica import add_replica
 from .server_revisions import add_revisions
 from .server_trust import add_trust
 
@@ -48,7 +49,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"cvmfs-server {__version__}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    for add in (add_publishing, add_revisions, add_trust, add_care):
+    for add in (add_publishing, add_revisions, add_trust, add_care, add_replica):
         add(commands)
     return parser
 

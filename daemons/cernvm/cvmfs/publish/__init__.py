@@ -10,6 +10,7 @@ from .check import Fault, Report, check_repository
 from .collect import Collected, collect_garbage
 from .compare import Difference, compare_revisions
 from .describe import Description, describe
+from .replicate import Replicated, replicate
 from .repository import (
     Progress,
     Published,
@@ -32,6 +33,7 @@ __all__ = [
     "KeyReport",
     "Progress",
     "Published",
+    "Replicated",
     "Report",
     "RolledBack",
     "add_tag",
@@ -48,6 +50,7 @@ __all__ = [
     "read_manifest",
     "remove_repository",
     "remove_tag",
+    "replicate",
     "resign_whitelist",
     "roll_back",
     "sign_whitelist",

@@ -148,6 +148,18 @@ def reflog_lines(reflog: bytes) -> list[Reflogged]:
         ]
 
 
+def merged_reflog(reflog: bytes, other: bytes) -> bytes:
+    """The reflog with the lines that only `other` has; unchanged bytes if there are none.  Raises Malformed."""
+    names = {line.content for line in reflog_lines(reflog)}
+    more = [line for line in reflog_lines(other) if line.content not in names]
+    if not more:
+        return reflog
+    with _database(reflog, "", "", "the reflog") as database:
+        rows = [(str(line.content), int(line.kind), line.timestamp) for line in more]
+        database.executemany("INSERT INTO refs VALUES (?, ?, ?)", rows)
+        return _bytes(database)
+
+
 def reflog_without(reflog: bytes, gone: Iterable[ContentHash]) -> bytes:
     """The reflog without these objects.  Raises Malformed."""
     with _database(reflog, "", "", "the reflog") as database:
