@@ -23,7 +23,7 @@ import dbus
 import pytest
 
 from cernvm.cvmfs.publish import create_repository, publish_tree
-from tests.real.test_cvmfsd_mounts import expected, tree
+from tests.real.test_cvmfsd_mounts import expected, external_data, tree
 from tests.support.cvmfs import Site, complaint, fixture, site
 from tests.support.gate import Gate
 from tests.support.server import wait_until
@@ -121,7 +121,10 @@ def test_the_mounted_tree_is_what_the_original_client_shows(tmp_path: Path, adap
     (tmp_path / "web").mkdir()
     (tmp_path / "web" / "small.test.org").symlink_to(published / "repo")
     keys = {"CVMFS_KEYS_DIR": str(published / "keys")}
-    with site(tmp_path / "site", tmp_path / "web", keys, f"fuse = {adapter}") as here:
+    with (
+        external_data(tmp_path / "external", published, "small.test.org") as external,
+        site(tmp_path / "site", tmp_path / "web", keys | external, f"fuse = {adapter}") as here,
+    ):
         here.call("Mount", "small.test.org")
         assert tree(here.mounts / "small.test.org") == expected(published)
 

@@ -267,14 +267,15 @@ def test_every_field_of_a_certificate_counts(chain: Chain, field: str) -> None:
     release = load_release(KeyFiles(chain.published / "keys", FQRN))
     other = load_release(KeyFiles(chain.published / "other-keys", FQRN))
     private = other.private if field == "key" else release.private
-    pem = {
+    pems: dict[str, Callable[[], bytes]] = {
         "key": lambda: other.pem,
         "serial": lambda: _pem(self_signed(release.private, FQRN, chain.now)),
         "subject": lambda: _pem(self_signed(release.private, "else.test.org", chain.now)),
         "dates": lambda: _pem(self_signed(release.private, FQRN, chain.now + timedelta(days=1))),
         "signature": lambda: release.pem.replace(b"=", b"", 1) + b"garbage",
         "text": lambda: b"no certificate",
-    }[field]()
+    }
+    pem = pems[field]()
     named = replace(chain.manifest(), certificate=chain.store(pem, Kind.CERTIFICATE).root_hash)
     envelope = unsigned_envelope(named.body(), Algorithm.SHA1)
     signed = replace(envelope, signature=sign_sha1(private, envelope.hash_text))
