@@ -89,7 +89,7 @@ def identity(path: bytes, entry: Entry) -> tuple[object, ...]:
     if entry.is_directory:
         return (b"d", path)
     content = entry.content
-    place = (entry.parent, entry.link_group) if entry.link_group else path
+    place = (path.rpartition(b"/")[0], entry.link_group) if entry.link_group else path
     return (
         *(place, entry.mode, entry.size, entry.mtime_ns, entry.uid, entry.gid, entry.links, entry.flags),
         *(content and (content.digest, content.algorithm.value), entry.chunks_digest, entry.target, entry.xattrs),
