@@ -76,10 +76,13 @@ class Client:
         self.repository.objects.close()
 
 
-def open_client(parameters: Parameters, cache: Cache, counters: Counters) -> Client:
-    """Fetch and verify the newest revision.  Raises Mistake and CvmfsProblem, each with one sentence."""
+def open_client(parameters: Parameters, cache: Cache, counters: Counters, *, alone: bool = False) -> Client:
+    """Fetch and verify the newest revision.  Raises Mistake and CvmfsProblem, each with one sentence.
+
+    `alone`: no cvmfsd stands behind it, so that more of the parameters count.
+    """
     fqrn = parameters.fqrn
-    for refusal in parameters.refusals():
+    for refusal in parameters.refusals(alone=alone):
         log.warning("%s: %s", fqrn, refusal)
     if parameters.flag("CVMFS_STRICT_MOUNT", False) and fqrn not in _words(parameters.get("CVMFS_REPOSITORIES")):
         raise parameters.mistake("CVMFS_STRICT_MOUNT", f"{fqrn} is not among CVMFS_REPOSITORIES")

@@ -21,6 +21,8 @@ class Use(Enum):
     """As the original client does."""
     TOOLS = "tools"
     """It is for commands and shell files; a mounted repository does not depend on it."""
+    ALONE = "alone"
+    """`cvmfsd-mount` follows it; cvmfsd takes it from its own file, and refuses it here."""
     REFUSED = "refused"
     """It changes nothing here, and a mount says so in a warning."""
 
@@ -47,6 +49,10 @@ def _tools(default: str, what: str) -> Known:
 
 def _refused(default: str, why: str, *harmless: str) -> Known:
     return Known(default, Use.REFUSED, why, harmless)
+
+
+def _alone(default: str, what: str, *harmless: str) -> Known:
+    return Known(default, Use.ALONE, what, harmless)
 
 
 _SERVERS: Final = {
@@ -152,10 +158,12 @@ _VIEW: Final = {
     "CVMFS_STREAMING_CACHE": _refused("no", "content is verified whole before it is read", "no"),
 }
 _CACHE: Final = {
-    "CVMFS_CACHE_BASE": _refused("/var/lib/cvmfs", "set directory in [cache] of cvmfsd.conf", "/var/lib/cvmfs"),
-    "CVMFS_CACHE_DIR": _refused("", "set directory in [cache] of cvmfsd.conf"),
-    "CVMFS_QUOTA_LIMIT": _refused("4000", "set limit_mb in [cache] of cvmfsd.conf", "4000"),
-    "CVMFS_SHARED_CACHE": _refused("yes", "all repositories share one cache", "yes"),
+    "CVMFS_CACHE_BASE": _alone(
+        "/var/lib/cvmfs", "in cvmfsd, set directory in [cache] of cvmfsd.conf", "/var/lib/cvmfs"
+    ),
+    "CVMFS_CACHE_DIR": _alone("", "in cvmfsd, set directory in [cache] of cvmfsd.conf"),
+    "CVMFS_QUOTA_LIMIT": _alone("4000", "in cvmfsd, set limit_mb in [cache] of cvmfsd.conf", "4000"),
+    "CVMFS_SHARED_CACHE": _alone("yes", "in cvmfsd, all repositories share one cache", "yes"),
     "CVMFS_CACHE_PRIMARY": _refused("default", "there is one kind of cache, on local disk", "default"),
     "CVMFS_ALIEN_CACHE": _refused("", "a cache on a shared file system is not supported"),
     "CVMFS_WORKSPACE": _refused("", "sockets and state stand beside the cache and in the run-time directory"),

@@ -83,14 +83,18 @@ class Parameters:
         origin = self.directory if found is None else found.origin
         return Mistake(f"{origin}: {name}={self.get(name)}: {complaint}")
 
-    def refusals(self) -> Iterator[str]:
-        """One sentence per parameter that is set and changes nothing here: the original's that we refuse, and typos."""
+    def refusals(self, *, alone: bool = False) -> Iterator[str]:
+        """One sentence per parameter that is set and changes nothing here: the original's that we refuse, and typos.
+
+        `alone`: the mount is not cvmfsd's but of `cvmfsd-mount`, which follows some more.
+        """
+        refused = {Use.REFUSED} if alone else {Use.REFUSED, Use.ALONE}
         for name, parameter in sorted(self.values.items()):
             known = TABLE.get(name)
             if known is None:
                 if name.startswith("CVMFS_"):
                     yield f"{parameter.origin}: {name} is not known here; it serves in symbolic links at most"
-            elif known.use is Use.REFUSED and not _harmless(parameter.value, known.harmless):
+            elif known.use in refused and not _harmless(parameter.value, known.harmless):
                 yield f"{parameter.origin}: {name}={parameter.value} is not followed: {known.what}"
 
 
