@@ -28,6 +28,7 @@ from tests.support.storage import StorageView
 
 pytestmark = pytest.mark.real
 NOBODY = 65534
+WAITING = 11
 OPTIONS = MountOptions(check_permissions=True, allow_setuid=False)
 EVERYTHING = Feature(sum(Feature))
 SERVE = """
@@ -165,22 +166,26 @@ def test_requests_are_answered_in_parallel_up_to_the_bound_and_the_threads_end(
     shown = StorageView(fixture("small") / "repo", tmp_path / "cache")
     readme = shown.walk("README.txt")
     session = kernel.Session(shown.view, lambda _: None, Path("/mnt"), pair[1], EVERYTHING)
-    serving = threading.Thread(target=session.serve, args=(4,), daemon=True)
+    serving = threading.Thread(target=session.serve, args=(WAITING + 1,), daemon=True)
     serving.start()
     shown.storage.open_gate.clear()
 
     def ask(opcode: int, unique: int, node: int, body: bytes = b"") -> None:
         pair[0].send(struct.pack("=IIQQIIII", 40 + len(body), opcode, unique, node, 0, 0, 0, 0) + body)
 
-    for unique in (10, 12, 14):
+    numbers = range(100, 100 + 2 * WAITING, 2)
+    for unique in numbers:
         ask(Opcode.READ, unique, readme, struct.pack("=QQIIQII", 0, 0, 4096, 0, 0, 0, 0))
     ask(Opcode.GETATTR, 16, 1)
-    assert struct.unpack_from("=IiQ", pair[0].recv(4096))[1:] == (0, 16), "three wait, and the fourth is answered"
+    assert struct.unpack_from("=IiQ", pair[0].recv(4096))[1:] == (0, 16), "all but one wait, and that one answers"
     ask(Opcode.INTERRUPT, 99, 0, struct.pack("=Q", 1000))
     assert struct.unpack_from("=IiQ", pair[0].recv(4096)) == (16, -11, 99), "what is not known is asked again"
     shown.storage.open_gate.set()
-    answers = [pair[0].recv(8192) for _ in range(3)]
-    assert sorted(struct.unpack_from("=IiQ", one) for one in answers) == [(57, 0, 10), (57, 0, 12), (57, 0, 14)]
+    answers = [pair[0].recv(8192) for _ in numbers]
+    assert sorted(struct.unpack_from("=IiQ", one) for one in answers) == [(57, 0, unique) for unique in numbers]
+    for unique in range(200, 400, 2):
+        ask(Opcode.GETATTR, unique, 1)
+        assert struct.unpack_from("=IiQ", pair[0].recv(4096))[1:] == (0, unique), "somebody is always there to read"
     pair[0].shutdown(socket.SHUT_RDWR)
     serving.join(10)
     assert not serving.is_alive()

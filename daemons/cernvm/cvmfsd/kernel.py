@@ -107,6 +107,7 @@ class Session:
         self._threads = 0
         self._idle = 0
         self._most = 1
+        self._over = False
 
     def serve(self, threads: int) -> None:
         """Answer the kernel until the mount is gone, with at most `threads` requests at the same time."""
@@ -149,21 +150,17 @@ class Session:
         finally:
             with self._room:
                 self._threads -= 1
-                self._idle -= 1
+                if not self._idle and not self._over:
+                    self._start()
                 self._room.notify_all()
 
     def _requests(self) -> None:
+        """Answer until the mount is gone or enough other threads wait; this thread counts as idle before and after."""
         buffer = memoryview(bytearray(_BUFFER))
         while True:
-            try:
-                length = os.readv(self._fd, [buffer])
-            except OSError as error:
-                if error.errno in _PASSING:
-                    continue
-                if error.errno != errno.ENODEV:
-                    log.critical("%s: no request can be read: %s", self._point, error.strerror)
-                return
+            length = self._read(buffer)
             if not length:
+                self._over = True
                 return
             with self._room:
                 self._idle -= 1
@@ -175,9 +172,21 @@ class Session:
             else:
                 self._serve(request)
             with self._room:
-                self._idle += 1
-                if self._idle > IDLE:
+                if self._idle >= IDLE:
                     return
+                self._idle += 1
+
+    def _read(self, buffer: memoryview) -> int:
+        """Wait for a request; its length, or 0 when there will be no more."""
+        while True:
+            try:
+                return os.readv(self._fd, [buffer])
+            except OSError as error:
+                if error.errno in _PASSING:
+                    continue
+                if error.errno != errno.ENODEV:
+                    log.critical("%s: no request can be read: %s", self._point, error.strerror)
+                return 0
 
     def _serve(self, request: Request) -> None:
         if request.opcode == Opcode.INTERRUPT:
