@@ -86,7 +86,7 @@ class Status:
 
     def expires(self) -> str:
         """Minutes until a newer revision is asked for."""
-        if not self.client.auto_update:
+        if not self.client.auto_update or self.client.repository.pin is not None:
             return "never (fixed root catalog)"
         left = self.client.ttl() - (time.monotonic() - self.looked)
         return str(max(0, int(left)) // 60)
