@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import ctypes
 import errno
+import fcntl
 import hashlib
 import mmap
 import os
@@ -292,6 +293,15 @@ def test_the_mount_tells_its_usage_and_refuses_every_change(world: World) -> Non
     ):
         with pytest.raises(OSError, match="Read-only"):
             change()
+
+
+def test_a_data_base_that_only_reads_finds_its_locks_and_its_end(world: World) -> None:
+    with (world.root / "same").open("rb") as one, (world.root / "same").open("rb") as other:
+        for file in (one, other):
+            fcntl.flock(file, fcntl.LOCK_SH)
+            fcntl.lockf(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        size = (world.source / "same").stat().st_size
+        assert (os.lseek(one.fileno(), 0, os.SEEK_DATA), os.lseek(one.fileno(), 0, os.SEEK_HOLE)) == (0, size)
 
 
 def test_the_kernel_shows_the_mount_as_site_scripts_look_for_it(world: World) -> None:
