@@ -24,8 +24,8 @@ ADAPTERS: Final = ("kernel", "llfuse")
 STATES: Final = ("cold", "warm", "hot")
 FILES: Final = 5000
 LARGE_MB: Final = 96
-ROUNDS: Final = 5
-"""How often the hot random reads go over all files."""
+HOT: Final = 9
+"""How often hot work is measured per run, in turn with the local disk: it is short."""
 FQRN: Final = "bench.test.example"
 Times = dict[str, list[float]]
 
@@ -54,24 +54,23 @@ def measure() -> list[Figure]:
 def _series(state: str, mount: Path, tree: Path, times: Times) -> None:
     names = sorted(str(path.relative_to(tree)) for path in tree.glob("package*/module*"))
     Random(3).shuffle(names)
-    rounds = ROUNDS if state == "hot" else 1
     work: Mapping[str, Callable[[Path], None]] = {
         "walk and lstat": _walk,
-        "open, read, close at random": lambda root: _read_at_random(root, names, rounds),
+        "open, read, close at random": lambda root: _read_at_random(root, names),
         "one large file": _read_large,
     }
     for what, doing in work.items():
-        times.setdefault(f"{state}: {what}", []).append(seconds(partial(doing, mount)))
-        times.setdefault(f"{state}: {what}, local", []).append(seconds(partial(doing, tree)))
+        for _ in range(HOT if state == "hot" else 1):
+            times.setdefault(f"{state}: {what}", []).append(seconds(partial(doing, mount)))
+            times.setdefault(f"{state}: {what}, local", []).append(seconds(partial(doing, tree)))
 
 
 def _figures(adapter: str, times: Times) -> list[Figure]:
     found = []
     for state in STATES:
-        files = FILES * (ROUNDS if state == "hot" else 1)
         amounts = {
             "walk and lstat": (FILES, "entries/s"),
-            "open, read, close at random": (files, "files/s"),
+            "open, read, close at random": (FILES, "files/s"),
             "one large file": (LARGE_MB * 1.048576, "MB/s"),
         }
         for what, (amount, unit) in amounts.items():
@@ -87,13 +86,11 @@ def _walk(root: Path) -> None:
             os.lstat(f"{directory}/{name}")
 
 
-def _read_at_random(root: Path, names: list[str], rounds: int) -> None:
-    paths = [f"{root}/{name}" for name in names]
-    for _ in range(rounds):
-        for path in paths:
-            descriptor = os.open(path, os.O_RDONLY)
-            os.read(descriptor, 1 << 16)
-            os.close(descriptor)
+def _read_at_random(root: Path, names: list[str]) -> None:
+    for name in names:
+        descriptor = os.open(f"{root}/{name}", os.O_RDONLY)
+        os.read(descriptor, 1 << 16)
+        os.close(descriptor)
 
 
 def _read_large(root: Path) -> None:
