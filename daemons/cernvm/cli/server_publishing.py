@@ -1,13 +1,17 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""The verbs of `cvmfs-server` that write content: mkfs, publish."""
+"""The verbs of `cvmfs-server` that write content: mkfs, publish, ingest."""
 
 from __future__ import annotations
 
 import argparse
+import sys
+from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
+from typing import IO
 
-from cernvm.cvmfs.publish import Published, create_repository, measure, publish_tree
+from cernvm.cvmfs.publish import Bounds, Published, create_repository, ingest, measure, publish_tree
+from cernvm.kit.errors import UserMistake, sentence
 
 from .server_options import ALGORITHMS, Answer, add_command, add_days, add_jobs, positive
 from .server_progress import watched
@@ -23,6 +27,18 @@ def add_publishing(commands: argparse._SubParsersAction[argparse.ArgumentParser]
     tree.add_argument("tree", metavar="TREE", type=Path, help="the directory to publish")
     add_jobs(tree, "compress")
     tree.add_argument("--ttl", type=positive, metavar="SECONDS", help="how long clients keep a revision")
+    put = add_command(commands, "ingest", _ingest, "Put archives into a repository, or take paths out of it.")
+    put.add_argument(
+        "archives", nargs="*", metavar="ARCHIVE", help="tar, compressed or not, zip or wheel; - is the input"
+    )
+    put.add_argument("--base", default="", metavar="PATH", help="where in the repository (default: its root)")
+    put.add_argument(
+        "--delete", action="append", default=[], metavar="PATH", help="take this away first; may be repeated"
+    )
+    put.add_argument("--catalog", action="store_true", help="give the base a catalog of its own")
+    put.add_argument("--max-files", type=int, default=10_000_000, metavar="N", help="refuse archives with more entries")
+    put.add_argument("--max-bytes", type=int, default=1 << 40, metavar="N", help="refuse archives with more content")
+    add_jobs(put, "compress")
 
 
 def _mkfs(arguments: argparse.Namespace) -> Answer:
@@ -55,6 +71,35 @@ def _publish(arguments: argparse.Namespace) -> Answer:
             ttl=arguments.ttl,
         )
     return Answer(published_lines(done), asdict(done))
+
+
+def _ingest(arguments: argparse.Namespace) -> Answer:
+    with ExitStack() as stack:
+        archives: list[tuple[str, IO[bytes]]] = [
+            (name, sys.stdin.buffer if name == "-" else stack.enter_context(_opened(Path(name))))
+            for name in arguments.archives
+        ]
+        progress = stack.enter_context(watched("ingesting", arguments.json, lambda: None))
+        done = ingest(
+            arguments.fqrn,
+            arguments.storage,
+            arguments.keys,
+            archives,
+            base=arguments.base,
+            delete=arguments.delete,
+            catalog=arguments.catalog,
+            bounds=Bounds(arguments.max_files, arguments.max_bytes),
+            jobs=arguments.jobs,
+            progress=progress,
+        )
+    return Answer(published_lines(done), asdict(done))
+
+
+def _opened(path: Path) -> IO[bytes]:
+    try:
+        return path.open("rb")
+    except OSError as error:
+        raise UserMistake(f"cannot read the archive {sentence(error)}") from error
 
 
 def published_lines(done: Published) -> list[str]:

@@ -6,10 +6,12 @@ Journey: `scan` (what is there) -> `objects` (content, cut, compressed and hashe
 owns SQLite; worker threads deposit content.
 """
 
+from .archive import Bounds
 from .check import Fault, Report, check_repository
 from .collect import Collected, collect_garbage
 from .compare import Difference, compare_revisions
 from .describe import Description, describe
+from .ingest import ingest
 from .replicate import Replicated, replicate
 from .repository import (
     Progress,
@@ -26,6 +28,7 @@ from .tags import RolledBack, add_tag, list_tags, remove_tag, roll_back
 from .trustees import KeyReport, install_whitelist, make_keys, resign_whitelist, sign_whitelist
 
 __all__ = [
+    "Bounds",
     "Collected",
     "Description",
     "Difference",
@@ -42,6 +45,7 @@ __all__ = [
     "compare_revisions",
     "create_repository",
     "describe",
+    "ingest",
     "install_whitelist",
     "list_tags",
     "make_keys",

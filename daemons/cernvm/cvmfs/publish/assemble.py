@@ -9,7 +9,6 @@ catalog whose rows are those of the last revision is not written again: clients 
 
 from __future__ import annotations
 
-import os
 import sqlite3
 import stat
 from collections import Counter, deque
@@ -17,7 +16,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import Final
+from typing import Final, Protocol
 
 from .. import flags
 from ..hashes import Algorithm, ContentHash, Kind, parse_hash
@@ -25,7 +24,7 @@ from .catalogs import CatalogWriter, StoredCatalog
 from .dirtab import Dirtab
 from .objects import Content, Depositor
 from .revisions import Stamp
-from .scan import MARKER, Directory, Entry, Left, walk
+from .scan import MARKER, Directory, Entry, Kept, Left, Told, walk
 from .store import Store
 
 _IN_FLIGHT: Final = 512
@@ -40,6 +39,42 @@ class Assembled:
     counters: Counter[str]
     written: int
     kept: int
+
+
+@dataclass(frozen=True)
+class Untouched:
+    """A nested catalog that stays as it is: its directory, its object, and the counters of it and all below."""
+
+    entry: Entry
+    link_count: int
+    stored: StoredCatalog
+    counters: Counter[str]
+
+
+class Source(Protocol):
+    """What a revision is made of."""
+
+    def walk(self) -> Iterator[Directory | Left | Untouched]:
+        """Every directory, itself first, each before what is in it.  Raises Mistake, CvmfsProblem."""
+
+    def deposit(self, entry: Entry) -> Content:
+        """Store a file whose content the entry does not name; called in any thread.  Raises Mistake, CvmfsProblem."""
+
+
+@dataclass(frozen=True)
+class TreeSource:
+    """A directory of this machine."""
+
+    tree: bytes
+    depositor: Depositor
+
+    def walk(self) -> Iterator[Directory | Left | Untouched]:
+        """As it is on the disk."""
+        return walk(self.tree)
+
+    def deposit(self, entry: Entry) -> Content:
+        """As it is now."""
+        return self.depositor.deposit(self.tree + entry.path)
 
 
 class Last:
@@ -106,32 +141,43 @@ class Assembler:
         self._written = 0
         self._kept = 0
 
-    def assemble(self, tree: bytes, last: ContentHash | None, jobs: int) -> Assembled:
-        """Store everything below `tree`; `last` is the root catalog to follow.  Raises Mistake, CvmfsProblem."""
+    def assemble(self, source: Source, last: ContentHash | None, jobs: int) -> Assembled:
+        """Store everything of `source`; `last` is the root catalog to follow.  Raises Mistake, CvmfsProblem."""
         try:
-            return self._walk(tree, last, jobs)
+            return self._walk(source, last, jobs)
         finally:
             for catalog in self._unfinished:
                 catalog.writer.close()
 
-    def _walk(self, tree: bytes, last: ContentHash | None, jobs: int) -> Assembled:
+    def _walk(self, source: Source, last: ContentHash | None, jobs: int) -> Assembled:
         current: _Open | None = None
         root: _Open | None = None
         with _workers(jobs, self._depositor) as pool:
-            for step in walk(tree):
+            for step in source.walk():
                 if isinstance(step, Left):
                     if current is not None and current.writer.prefix == step.path:
                         self._wait_for(current)
                         current = current.parent
                     continue
+                if isinstance(step, Untouched):
+                    self._carry(step, current)
+                    continue
                 current = self._enter(step, current, last)
                 root = root or current
-                self._list(step, current, tree, pool)
+                self._list(step, current, source, pool)
             while self._waiting:
                 self._take()
         if root is None or self._result is None:
             raise AssertionError("a walk shows and leaves its root")
         return Assembled(self._result, root.writer.totals(), self._written, self._kept)
+
+    def _carry(self, step: Untouched, current: _Open | None) -> None:
+        """Refer to a nested catalog of the last revision, with everything below it."""
+        if current is None:
+            raise AssertionError("a walk begins with its root")
+        current.writer.add_directory(step.entry, step.link_count, flags.NESTED_MOUNTPOINT)
+        current.writer.add_nested(step.entry.path, step.stored, step.counters)
+        self._kept += 1 + step.counters["nested"]
 
     def _enter(self, directory: Directory, current: _Open | None, last: ContentHash | None) -> _Open:
         entry, links = directory.entry, directory.link_count
@@ -156,14 +202,21 @@ class Assembler:
             opened.last = Last(self._store, last)
         return opened
 
-    def _list(self, directory: Directory, catalog: _Open, tree: bytes, pool: ThreadPoolExecutor) -> None:
+    def _list(self, directory: Directory, catalog: _Open, source: Source, pool: ThreadPoolExecutor) -> None:
         if directory.entry.path and catalog.writer.prefix == directory.entry.path and not directory.has_marker:
             catalog.writer.add_file(_marker(directory), self._depositor.deposit_nothing())
         for group in _by_inode(directory.entries):
             count = len(group)
             hardlinks = catalog.writer.new_group() << 32 | count if count > 1 else 1
-            if group[0].is_file:
-                content = pool.submit(self._depositor.deposit, tree + group[0].path)
+            known = group[0].content
+            if isinstance(known, Kept):
+                for entry in group:
+                    catalog.writer.add_kept(entry, known, hardlinks)
+            elif known is not None:
+                for entry in group:
+                    catalog.writer.add_file(entry, known, hardlinks)
+            elif group[0].is_file:
+                content = pool.submit(source.deposit, group[0])
                 self._wait_for(_Rows(catalog, group, hardlinks, content))
             else:
                 for entry in group:
@@ -230,9 +283,8 @@ def _workers(jobs: int, depositor: Depositor) -> Iterator[ThreadPoolExecutor]:
 def _marker(directory: Directory) -> Entry:
     """The empty marker file of a nested catalog that only `.cvmfsdirtab` asks for; the tree is not written to."""
     entry = directory.entry
-    status = list(entry.status)
-    status[stat.ST_MODE] = stat.S_IFREG | 0o644
-    made = os.stat_result(status, {"st_mtime_ns": entry.status.st_mtime_ns})
+    status = entry.status
+    made = Told(stat.S_IFREG | 0o644, 0, status.st_mtime_ns, status.st_uid, status.st_gid)
     return Entry(entry.path + b"/" + MARKER, made)
 
 
@@ -252,4 +304,7 @@ def _by_inode(entries: Sequence[Entry]) -> Iterator[tuple[Entry, ...]]:
         if group is None or len(group) == 1:
             yield (entry,)
         elif group[0] is entry:
-            yield tuple(replace(other, status=entry.status, attributes=entry.attributes) for other in group)
+            yield tuple(
+                replace(other, status=entry.status, attributes=entry.attributes, content=entry.content)
+                for other in group
+            )

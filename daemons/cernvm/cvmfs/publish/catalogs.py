@@ -19,7 +19,7 @@ from typing import Final
 from .. import flags
 from ..hashes import NO_PARENT, Algorithm, ContentHash, PathHash, path_hash
 from .objects import Content
-from .scan import Entry
+from .scan import Entry, Kept
 
 COUNTERS: Final = (
     "regular",
@@ -127,6 +127,20 @@ class CatalogWriter:
             "INSERT INTO chunks VALUES (?, ?, ?, ?, ?)",
             [(*path, piece.offset, piece.size, piece.content.digest) for piece in content.pieces],
         )
+
+    def add_kept(self, entry: Entry, kept: Kept, hardlinks: int = 1) -> None:
+        """Add a regular file as an older revision has it."""
+        size = entry.status.st_size
+        self.own.update(regular=1, file_size=size)
+        if kept.flags & flags.EXTERNAL:
+            self.own.update(external=1, external_file_size=size)
+        if kept.flags & flags.CHUNKED:
+            self.own.update(chunked=1, chunked_size=size, chunks=len(kept.chunks))
+            path = path_hash(entry.path)
+            self._database.executemany(
+                "INSERT INTO chunks VALUES (?, ?, ?, ?, ?)", [(*path, *chunk) for chunk in kept.chunks]
+            )
+        self._insert(entry, kept.flags, hardlinks, kept.digest, size)
 
     def add_nested(self, path: bytes, stored: StoredCatalog, counters: Counter[str]) -> None:
         """Refer to the finished catalog mounted at `path`; `counters` are all of its and of those below it."""

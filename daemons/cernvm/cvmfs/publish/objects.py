@@ -103,6 +103,15 @@ class Depositor:
         except OSError as error:
             raise CvmfsProblem(f"{os.fsdecode(path)}: could not be stored ({sentence(error)})") from error
 
+    def deposit_bytes(self, data: bytes) -> Content:
+        """Store content that is in memory.  Raises OSError."""
+        blocks = [data[at : at + BLOCK] for at in range(0, len(data), BLOCK)]
+        return self._recall(blocks) or self._store_content(blocks)
+
+    def deposit_stream(self, blocks: Iterable[bytes]) -> Content:
+        """Store content that comes block by block.  Raises OSError, and what `blocks` raises."""
+        return self._store_content(blocks)
+
     def deposit_nothing(self) -> Content:
         """Store the content of an empty file.  Raises OSError."""
         return Content((Piece(0, 0, self._store.put(b"", Kind.FILE, self._algorithm)),))

@@ -23,7 +23,7 @@ from cernvm.kit.errors import sentence
 from ..errors import CvmfsProblem, Mistake
 from ..hashes import Algorithm, ContentHash, hash_of
 from ..manifest import DEFAULT_TTL, Manifest
-from .assemble import Assembled, Assembler
+from .assemble import Assembled, Assembler, TreeSource
 from .dirtab import MAX_SIZE, Dirtab, parse_dirtab
 from .keys import KeyFiles, ensure_keys, load_master, load_release
 from .objects import Depositor
@@ -171,7 +171,7 @@ def _publish(change: Change, tree: Path, *, jobs: int, progress: Progress) -> Pu
     with Seen(store.private / f"seen{change.algorithm.tag}.db") as seen:
         depositor = Depositor(store, change.algorithm, seen, on_bytes=progress.bytes)
         assembler = Assembler(store, change.algorithm, depositor, stamp, dirtab=_dirtab(tree), on_files=progress.files)
-        assembled = assembler.assemble(os.fsencode(tree.resolve()), change.root, jobs)
+        assembled = assembler.assemble(TreeSource(os.fsencode(tree.resolve()), depositor), change.root, jobs)
         change.conclude(assembled.root, stamp)
         seen.keep()
     return published(change, stamp, assembled, started)

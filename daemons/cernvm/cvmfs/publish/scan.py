@@ -13,9 +13,10 @@ import stat
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Final
+from typing import Final, Protocol
 
 from ..errors import CvmfsProblem, Mistake
+from .objects import Content
 
 MARKER: Final = b".cvmfscatalog"
 """A regular file of this name makes its directory the root of a nested catalog."""
@@ -28,15 +29,64 @@ _ATTRIBUTE_SPACES: Final = (b"user.", b"security.capability", b"system.posix_acl
 _NO_ATTRIBUTES: Final = {errno.ENOTSUP, errno.ENOSYS, errno.EPERM, errno.EACCES}
 
 
+class Status(Protocol):
+    """What of stat(2) is published: os.stat_result, or what an archive or an older revision says."""
+
+    @property
+    def st_mode(self) -> int: ...
+    @property
+    def st_size(self) -> int: ...
+    @property
+    def st_mtime_ns(self) -> int: ...
+    @property
+    def st_uid(self) -> int: ...
+    @property
+    def st_gid(self) -> int: ...
+    @property
+    def st_rdev(self) -> int: ...
+    @property
+    def st_dev(self) -> int: ...
+    @property
+    def st_ino(self) -> int: ...
+    @property
+    def st_nlink(self) -> int: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Told:
+    """A status that no file system gave.  Names with one `st_dev` and `st_ino` are hard links."""
+
+    st_mode: int
+    st_size: int
+    st_mtime_ns: int
+    st_uid: int = 0
+    st_gid: int = 0
+    st_rdev: int = 0
+    st_dev: int = -1
+    st_ino: int = 0
+    st_nlink: int = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Kept:
+    """A file of an older revision: its flags, its hash if it has one, and offset, size and hash of its chunks."""
+
+    flags: int
+    digest: bytes | None
+    chunks: tuple[tuple[int, int, bytes], ...]
+
+
 @dataclass(frozen=True, slots=True)
 class Entry:
     """One name.  `path` is inside the repository: `b""` for the root, else `b"/a/b"`."""
 
     path: bytes
-    status: os.stat_result
+    status: Status
     target: bytes = b""
     """Of a symbolic link, as stored."""
     attributes: dict[bytes, bytes] = field(default_factory=dict)
+    content: Content | Kept | None = None
+    """Of a file whose objects are stored already."""
 
     @property
     def name(self) -> bytes:
