@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Final
 
@@ -22,6 +23,8 @@ from tests.support.server import wait_until
 pytestmark = pytest.mark.real
 FQRN: Final = "kernel.test.org"
 FILES: Final = 200
+STALLED: Final = 90
+"""Readers that wait at the same time: more than the kernel lets read ahead by itself, fewer than may be parked."""
 PATIENT: Final = {"CVMFS_TIMEOUT_DIRECT": "60", "CVMFS_LOW_SPEED_LIMIT": "1"}
 
 
@@ -34,6 +37,9 @@ def top(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (top / "tree" / "files" / f"f{number}").write_text(f"content {number}\n" * 50)
     for name in ("stalled", "stalled-later"):
         (top / "tree" / name).write_text(name * 5000)
+    for number in range(STALLED):
+        (top / "tree" / f"alone{number}").mkdir()
+        (top / "tree" / f"alone{number}" / "file").write_text(f"alone {number}\n" * 2000)
     (top / "tree" / "link").symlink_to("files/f1")
     create_repository(FQRN, top / "web" / FQRN, top / "keys")
     publish_tree(FQRN, top / "tree", top / "web" / FQRN, top / "keys")
@@ -110,3 +116,26 @@ def test_a_reader_that_was_signalled_before_can_still_be_killed(here: Site, gate
     assert interrupted(here, gate, "stalled-later", signal.SIGUSR1, signal.SIGKILL) < 5
     gate.release()
     assert (here.mounts / FQRN / "stalled-later").read_text() == "stalled-later" * 5000
+
+
+def test_a_hundred_stalled_readers_keep_nobody_else_waiting(here: Site, gate: Gate) -> None:
+    root = here.mounts / FQRN
+    cached = (root / "files" / "f7").read_text()
+    paths = [root / f"alone{number}" / "file" for number in range(STALLED)]
+    for path in paths:
+        digest = os.getxattr(path, "user.hash").decode()
+        gate.hold(f"/{FQRN}/data/{digest[:2]}/{digest[2:]}")
+    with ThreadPoolExecutor(STALLED) as readers:
+        waiting = [readers.submit(path.read_text) for path in paths]
+        gate.await_any(16)
+        with (root / "files" / "f7").open("rb") as again:
+            os.posix_fadvise(again.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+        begun = time.monotonic()
+        assert (root / "files" / "f7").read_text() == cached
+        assert len(os.listdir(root / "files")) == FILES  # noqa: PTH208 - the plain listing is meant
+        assert not (root / "absent").exists()
+        assert time.monotonic() - begun < 5
+        assert not any(one.done() for one in waiting)
+        gate.release()
+        for number, one in enumerate(waiting):
+            assert one.result(timeout=30) == f"alone {number}\n" * 2000

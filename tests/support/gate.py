@@ -55,6 +55,12 @@ class Gate:
         """Return when somebody waits, or has waited, for `path`.  Raises TimeoutError."""
         wait_until(lambda: path in _lines(self._directory / "waiting"), seconds=20, what=f"a request for {path}")
 
+    def await_any(self, number: int) -> None:
+        """Return when `number` requests wait, or have waited.  Raises TimeoutError."""
+        wait_until(
+            lambda: len(_lines(self._directory / "waiting")) >= number, seconds=20, what=f"{number} held requests"
+        )
+
     def release(self) -> None:
         """Let all go that are held, and hold nothing more."""
         for file in self._directory.glob("hold-*"):

@@ -30,8 +30,12 @@ from .interrupts import UnderWay
 from .mounting import unmount
 
 log = logging.getLogger(__name__)
-WISH: Final = wire.Wish(Feature(sum(Feature)) & ~Feature.READDIRPLUS_AUTO, max_pages=256, background=64)
-"""All that the kernel offers; reads of up to 1 MiB; 64 reads ahead of their readers at the same time."""
+WISH: Final = wire.Wish(Feature(sum(Feature)) & ~Feature.READDIRPLUS_AUTO, max_pages=256, background=1024)
+"""All that the kernel offers; reads of up to 1 MiB.
+
+Nearly every READ is one ahead of its reader, and the kernel holds those back that are more than `background`: it has
+to be more than there are threads, or readers of a stalled server would keep all others waiting.
+"""
 READ_AHEAD_KB: Final = 1024
 HANDSHAKE: Final = 10.0
 """Seconds for the kernel to begin."""
