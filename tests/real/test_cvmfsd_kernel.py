@@ -24,7 +24,7 @@ pytestmark = pytest.mark.real
 FQRN: Final = "kernel.test.org"
 FILES: Final = 200
 STALLED: Final = 90
-"""Readers that wait at the same time: more than the kernel lets read ahead by itself, fewer than may be parked."""
+"""Readers that wait at the same time: many more than threads that wait when there is nothing to do."""
 PATIENT: Final = {"CVMFS_TIMEOUT_DIRECT": "60", "CVMFS_LOW_SPEED_LIMIT": "1"}
 
 

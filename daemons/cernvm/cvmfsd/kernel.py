@@ -33,8 +33,8 @@ log = logging.getLogger(__name__)
 WISH: Final = wire.Wish(Feature(sum(Feature)) & ~Feature.READDIRPLUS_AUTO, max_pages=256, background=1024)
 """All that the kernel offers; reads of up to 1 MiB.
 
-Nearly every READ is one ahead of its reader, and the kernel holds those back that are more than `background`: it has
-to be more than there are threads, or readers of a stalled server would keep all others waiting.
+Most READs are ahead of their readers, and a kernel may hold those back that are more than `background`: it is more
+than there are threads, so that readers of a stalled server keep nobody else waiting.
 """
 READ_AHEAD_KB: Final = 1024
 HANDSHAKE: Final = 10.0
