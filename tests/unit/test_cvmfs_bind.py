@@ -103,3 +103,10 @@ def test_a_regular_mountpoint_does_not_take_another_catalog(bound: Bound, tmp_pa
     nested = other.view.tree.root.nested[b"/sub"]
     with pytest.raises(Malformed, match="is not the one for"):
         other.loader.load(replace(nested, root=b"/else"), b"/else")
+
+
+def test_a_bound_tree_that_holds_itself_has_an_end(bound: Bound, tmp_path: Path) -> None:
+    shown = StorageView(bound.storage, tmp_path / "cache")
+    root = shown.view.tree.root
+    itself = shown.loader.load(replace(root.nested[BOUND.encode()], content=root.content), BOUND.encode())
+    assert list(itself.nested) == [BOUND.encode() + b"/sub"]

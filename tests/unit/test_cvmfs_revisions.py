@@ -82,6 +82,14 @@ def test_a_server_that_is_half_there_is_no_server(chain: Chain) -> None:
     assert repository.offline
 
 
+def test_a_portal_that_answers_with_its_page_is_no_server(chain: Chain) -> None:
+    chain.repository().load()
+    (chain.root / ".cvmfspublished").write_bytes(b"<html>sign in here</html>")
+    repository = chain.repository()
+    assert repository.load().manifest.revision == 2
+    assert repository.offline
+
+
 def test_a_server_that_returns_is_noticed_and_asked_soon(chain: Chain) -> None:
     chain.repository().load()
     chain.storage.down = True

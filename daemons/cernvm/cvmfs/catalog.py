@@ -183,8 +183,8 @@ class Catalog:
         found = {}
         for table in ("bind_mountpoints", "nested_catalogs"):
             columns = self._columns_of(table)
-            if not columns and table == "bind_mountpoints":
-                continue  # older than revision 4
+            if table == "bind_mountpoints" and (not columns or self.root != self.prefix):
+                continue  # older than revision 4; or bound itself: a tree that holds itself would have no end
             size = "size" if "size" in columns else "NULL"
             for path, content, length in self._query(f"SELECT path, sha1, {size} FROM {table}"):
                 path = _as_bytes(path)

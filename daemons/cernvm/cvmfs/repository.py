@@ -20,7 +20,7 @@ from typing import Final, Generic, TypeVar
 from cryptography import x509
 
 from .authorities import Authorities
-from .errors import CvmfsProblem, ObjectCorrupt, Unreachable, Unsupported, Untrusted
+from .errors import CvmfsProblem, Malformed, ObjectCorrupt, Unreachable, Unsupported, Untrusted
 from .fetch import Buffer
 from .hashes import Kind
 from .history import Pin, RootPin, pinned_tag, read_tags
@@ -125,7 +125,7 @@ class Repository:
             envelope, manifest = self._manifest(self._memory.known())
             self._verify(envelope, manifest)
             tree = self._shown(manifest)
-        except Unreachable as failure:
+        except (Unreachable, Malformed, ObjectCorrupt) as failure:  # none that is worth the name of a server
             return self._remembered(failure)
         self._memory.believe(manifest)
         return tree
@@ -138,7 +138,7 @@ class Repository:
         try:
             fresh = None if self.pin else self._newer(tree)
         except CvmfsProblem as failure:
-            self.offline = isinstance(failure, Unreachable)
+            self.offline = isinstance(failure, Unreachable | Malformed | ObjectCorrupt)
             self._check_not_revoked(tree.manifest)
             raise
         if fresh is None:
@@ -199,7 +199,7 @@ class Repository:
         self.anchor.blacklist().check_revision(self.fqrn, revision)
         return Tree(replace(tree.manifest, revision=revision, timestamp=timestamp), self._loader)
 
-    def _remembered(self, failure: Unreachable) -> Tree:
+    def _remembered(self, failure: CvmfsProblem) -> Tree:
         """The revision that was believed last, if its root catalog is in the cache.  Raises `failure` otherwise."""
         manifest = self._memory.manifest()
         if manifest is None:
@@ -210,7 +210,12 @@ class Repository:
             raise failure
         tree = self._shown(manifest)
         self.offline = True
-        log.warning("%s: no server answers; shows revision %d from the cache (%s)", self.fqrn, wanted.revision, failure)
+        log.warning(
+            "%s: no server answers as it should; shows revision %d from the cache (%s)",
+            self.fqrn,
+            wanted.revision,
+            failure,
+        )
         return tree
 
     def _check_not_revoked(self, manifest: Manifest) -> None:
