@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from cernvm.cvmfs.errors import Unreachable
+from cernvm.cvmfs.errors import NoProxy
 from cernvm.cvmfs.http import ServerFailed
 from cernvm.cvmfs.pac import BadScript, discover, run_script, translate
 from cernvm.cvmfs.pac_script import Functions, evaluate, shell_match
@@ -140,7 +140,7 @@ def test_the_first_file_that_names_a_proxy_counts_and_is_remembered(tmp_path: Pa
     files.clear()
     assert discover(["http://d/"], "http://s/", download, kept) == "http://p:1", "that of last time"
     kept.unlink()
-    with pytest.raises(Unreachable, match=r"no proxy was discovered for http://s/ \(http://d/: HTTP status 404\)"):
+    with pytest.raises(NoProxy, match=r"no proxy was discovered for http://s/ \(http://d/: HTTP status 404\)"):
         discover(["http://d/"], "http://s/", download, kept)
 
 
@@ -150,5 +150,5 @@ def test_discovery_ends_in_time(tmp_path: Path) -> None:
     def download(url: str, seconds: float) -> str:
         raise ServerFailed("too slow")
 
-    with pytest.raises(Unreachable, match=r"1/: too slow; http://2/: no time left"):
+    with pytest.raises(NoProxy, match=r"1/: too slow; http://2/: no time left"):
         discover(["http://1/", "http://2/"], "http://s/", download, tmp_path / "x", lambda: float(next(now)))

@@ -212,3 +212,18 @@ def test_keys_and_black_list_come_from_where_the_parameters_say(tmp_path: Path) 
         anchor.anchor_of(read(tmp_path, "A=1\n"))
     with pytest.raises(Mistake, match=r"/absent\.pub: the public master key cannot be read"):
         anchor.anchor_of(read(tmp_path, "CVMFS_PUBLIC_KEY=/absent.pub:/other.pub\n"))
+
+
+def test_users_and_groups_are_shown_by_the_maps(tmp_path: Path) -> None:
+    users = write(tmp_path, "users", "# site\n1000 2000 # somebody\n\n0\t5\n* 99\n")
+    groups = write(tmp_path, "groups", "7 8\n")
+    given = f"CVMFS_UID_MAP={users}\nCVMFS_GID_MAP={groups}\nCVMFS_CLAIM_OWNERSHIP=no\n"
+    policy = client.policy_of(read(tmp_path, given))
+    assert [policy.users.shown(number) for number in (1000, 0, 3)] == [2000, 5, 99]
+    assert [policy.groups.shown(number) for number in (7, 3)] == [8, 3]
+    write(tmp_path, "groups", "7 8\n7\n")
+    with pytest.raises(Mistake, match=rf"{groups}: line 2 is not a number \(or \*\) and the number to show: '7'"):
+        client.policy_of(read(tmp_path, given))
+    groups.unlink()
+    with pytest.raises(Mistake, match=rf"{groups}: cannot be read: No such file"):
+        client.policy_of(read(tmp_path, given))

@@ -18,6 +18,7 @@ from cernvm.cvmfs import errors
 from cernvm.cvmfs.hashes import Algorithm
 from cernvm.cvmfs.inodes import ROOT, Inode
 from cernvm.cvmfs.magic import Visibility
+from cernvm.cvmfs.owners import OwnerMap
 from cernvm.cvmfs.publish import create_repository, publish_tree
 from cernvm.cvmfs.symlinks import expand
 from cernvm.cvmfs.view import Policy
@@ -181,7 +182,7 @@ def test_what_cannot_be_done_has_its_own_error(small: StorageView) -> None:
         small.view.xattr(readme, b"user.absent")
     with pytest.raises(errors.NoEntry):
         small.view.attributes(Inode(12345))
-    with pytest.raises(errors.Unsupported, match="external data"):
+    with pytest.raises(errors.Unreachable, match="is external data, and CVMFS_EXTERNAL_URL does not say"):
         small.view.read(small.walk("external/text"), 0, 1)
 
 
@@ -190,6 +191,10 @@ def test_owners_and_modes_follow_the_policy(tmp_path: Path) -> None:
     shown = StorageView(fixture("small") / "repo", tmp_path / "cache", policy)
     attributes = shown.view.attributes(shown.walk("special/blk"))
     assert (attributes.uid, attributes.gid, attributes.mode & 0o777) == (11, 22, 0o644)
+    mapped = Policy(users=OwnerMap({0: 33}), groups=OwnerMap({}, 44))
+    shown = StorageView(fixture("small") / "repo", tmp_path / "cache", mapped)
+    attributes = shown.view.attributes(shown.walk("special/blk"))
+    assert (attributes.uid, attributes.gid) == (33, 44)
 
 
 @pytest.mark.parametrize(

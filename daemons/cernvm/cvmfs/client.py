@@ -11,6 +11,7 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from pathlib import Path
 
 from .anchor import anchor_of, pin_of
 from .cache import Cache
@@ -18,6 +19,7 @@ from .counters import Counters
 from .magic import Protection, Visibility
 from .network import EXTERNAL, Network, connect
 from .objects import Objects
+from .owners import OwnerMap, read_owner_map
 from .parameters import Parameters
 from .prefetch import Prefetcher
 from .repository import Repository
@@ -121,6 +123,8 @@ def policy_of(parameters: Parameters) -> Policy:
     claim = parameters.flag("CVMFS_CLAIM_OWNERSHIP", True)
     return Policy(
         owner=(os.geteuid(), os.getegid()) if claim else None,
+        users=_owner_map(parameters, "CVMFS_UID_MAP"),
+        groups=_owner_map(parameters, "CVMFS_GID_MAP"),
         world_readable=parameters.flag("CVMFS_WORLD_READABLE", False),
         variables=_variables(parameters),
         list_magic=visibility,
@@ -129,6 +133,10 @@ def policy_of(parameters: Parameters) -> Policy:
             frozenset(_groups(parameters, "CVMFS_XATTR_PRIVILEGED_GIDS")),
         ),
     )
+
+
+def _owner_map(parameters: Parameters, name: str) -> OwnerMap:
+    return read_owner_map(Path(parameters.get(name))) if parameters.get(name) else OwnerMap()
 
 
 def _variables(parameters: Parameters) -> Mapping[bytes, bytes]:

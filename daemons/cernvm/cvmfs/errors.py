@@ -56,6 +56,10 @@ class TimedOut(Unreachable):
     """It takes longer than a program may be kept waiting."""
 
 
+class NoProxy(Unreachable):
+    """Proxies were to be discovered, and none was found."""
+
+
 class ObjectMissing(Unreachable):
     """Every server that answered says that it does not have it."""
 

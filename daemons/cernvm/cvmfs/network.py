@@ -23,7 +23,7 @@ from cernvm.kit.files import write_atomically
 
 from .addresses import Lookup, expand, host_of, look_up, look_up_all
 from .counters import Counters
-from .errors import ObjectCorrupt, Unreachable
+from .errors import NoProxy, ObjectCorrupt
 from .fetch import Buffer, Fetcher
 from .geo import MAX_ANSWER, nearest_first
 from .http import DIRECT, Http, Transport
@@ -89,7 +89,7 @@ def connect(
 ) -> Network:
     """Find proxies and the order of servers as the parameters say; `workspace` keeps what outlives a mount.
 
-    Raises Mistake; Unreachable when proxies are to be discovered and none is found.
+    Raises Mistake; NoProxy when proxies are to be discovered and none is found.
     """
     random = random or Random()
     identity = identity_in(workspace)
@@ -211,7 +211,7 @@ def _family(parameters: Parameters) -> int | None:
 
 
 def _discovered(parameters: Parameters, names: Names, listed: str, workspace: Path, counters: Counters) -> str:
-    """The list of proxies with what was discovered in the place of `auto`.  Raises Unreachable: nothing is left."""
+    """The list of proxies with what was discovered in the place of `auto`.  Raises NoProxy: nothing is left."""
     plain = transport_of(parameters, names, listed=DIRECT)
     files = [url.strip() for url in (parameters.get("CVMFS_PAC_URLS") or _WPAD).split(";") if url.strip()]
     http = Http(plain, counters)
@@ -224,7 +224,7 @@ def _discovered(parameters: Parameters, names: Names, listed: str, workspace: Pa
 
         found = discover(files, plain.servers[0], download, workspace / f"proxies.{parameters.fqrn}")
         log.info("%s: proxies discovered: %s", parameters.fqrn, found)
-    except Unreachable as problem:
+    except NoProxy as problem:
         if _members(listed) <= {AUTO, ""}:
             raise
         log.warning("%s; the others are used", problem)

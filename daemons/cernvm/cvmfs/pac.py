@@ -21,7 +21,7 @@ from urllib.parse import urlsplit
 from cernvm.kit.files import write_atomically
 from cernvm.kit.proc import die_with_parent
 
-from .errors import CvmfsProblem, Mistake, ObjectCorrupt, Unreachable
+from .errors import CvmfsProblem, Mistake, NoProxy, ObjectCorrupt
 from .http import Failed
 from .routes import DIRECT
 
@@ -43,7 +43,7 @@ def discover(
 ) -> str:
     """The proxies for `server` in the words of CVMFS_HTTP_PROXY.
 
-    Raises Unreachable if no file names any and nothing is remembered in the file `remembered`.
+    Raises NoProxy if no file names any and nothing is remembered in the file `remembered`.
     """
     end = clock() + DEADLINE
     reasons = []
@@ -64,7 +64,7 @@ def discover(
     told = "; ".join(reasons)
     known = _remembered(remembered)
     if not known:
-        raise Unreachable(f"no proxy was discovered for {server} ({told})")
+        raise NoProxy(f"no proxy was discovered for {server} ({told})")
     log.warning("no proxy was discovered (%s); those of last time are used: %s", told, known)
     return known
 

@@ -129,8 +129,8 @@ _TRUST: Final = {
 }
 _VIEW: Final = {
     "CVMFS_CLAIM_OWNERSHIP": _followed("yes", "show everything as owned by the user of the mount"),
-    "CVMFS_UID_MAP": _refused("", "owners are shown as published, or as the mount's with CVMFS_CLAIM_OWNERSHIP"),
-    "CVMFS_GID_MAP": _refused("", "groups are shown as published, or as the mount's with CVMFS_CLAIM_OWNERSHIP"),
+    "CVMFS_UID_MAP": _followed("", "file of lines `published shown`, `*` for all others: other numbers for users"),
+    "CVMFS_GID_MAP": _followed("", "file of lines `published shown`, `*` for all others: other numbers for groups"),
     "CVMFS_WORLD_READABLE": _followed("no", "show everything as readable by everybody"),
     "CVMFS_CHECK_PERMISSIONS": _followed("yes", "the kernel enforces permissions"),
     "CVMFS_SUID": _followed("no", "set-user-id bits count"),

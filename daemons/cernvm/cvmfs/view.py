@@ -34,6 +34,7 @@ from .errors import (
 )
 from .inodes import ROOT, Inode, InodeTable, Node, identity, inode_of
 from .objects import ObjectRef, Objects
+from .owners import OwnerMap
 from .prefetch import Prefetcher
 from .symlinks import expand
 from .tree import Located, Tree
@@ -50,7 +51,9 @@ class Policy:
     """How entries are shown."""
 
     owner: tuple[int, int] | None = None
-    """(uid, gid) that everything belongs to; None: as in the catalogs."""
+    """(uid, gid) that everything belongs to; None: as in the catalogs, by way of `users` and `groups`."""
+    users: OwnerMap = field(default_factory=OwnerMap)
+    groups: OwnerMap = field(default_factory=OwnerMap)
     world_readable: bool = False
     variables: Mapping[bytes, bytes] = field(default_factory=dict)
     """For $(NAME) in symbolic links."""
@@ -385,7 +388,7 @@ class View:
         return partial(self._ahead.missed_chunk, self._chunks_of(node), chunk)
 
     def _attributes(self, inode: Inode, entry: Entry) -> Attributes:
-        uid, gid = self.policy.owner or (entry.uid, entry.gid)
+        uid, gid = self.policy.owner or (self.policy.users.shown(entry.uid), self.policy.groups.shown(entry.gid))
         mode, size, device = entry.mode, entry.size, 0
         if entry.is_symlink:
             size = len(expand(entry.target, self.policy.variables))

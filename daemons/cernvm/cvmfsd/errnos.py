@@ -34,6 +34,7 @@ ERRNO: Final[Mapping[type[Problem], int]] = {
     errors.Revoked: errno.EIO,
     errors.ObjectCorrupt: errno.EIO,
     errors.Unreachable: errno.EIO,
+    errors.NoProxy: errno.EIO,
     errors.ObjectMissing: errno.EIO,
     errors.TimedOut: errno.EIO,
     errors.Mistake: errno.EIO,
