@@ -12,6 +12,7 @@ BINDIR ?= $(PREFIX)/bin
 SBINDIR ?= $(PREFIX)/sbin
 DATADIR ?= $(PREFIX)/share
 UNITDIR ?= $(PREFIX)/lib/systemd/system
+GENERATORDIR ?= $(PREFIX)/lib/systemd/system-generators
 SYSUSERSDIR ?= $(PREFIX)/lib/sysusers.d
 TMPFILESDIR ?= $(PREFIX)/lib/tmpfiles.d
 # The interpreter that the installed commands run with, 3.11 or later; what turns docs/man into man pages.
@@ -19,7 +20,7 @@ PYTHON ?= /usr/bin/python3
 RST2MAN ?= $(firstword $(wildcard $(VENV)/rst2man) rst2man)
 
 DAEMONS := cvmfsd copilot-agentd copilot-jobmanagerd copilot-storaged
-COMMANDS := cvmfs-server cvmfsctl copilotctl
+COMMANDS := cvmfs-server cvmfsctl cvmfsd-mount cvmfs_config cvmfs_talk copilotctl
 MANPAGES := $(patsubst docs/man/%.rst,build/man/%,$(wildcard docs/man/*.rst))
 MODULES := $(shell find daemons/cernvm -name '*.py' -o -name py.typed | sort)
 
@@ -65,6 +66,8 @@ install: $(MANPAGES) ## install into DESTDIR= with PREFIX=/usr
 	  install -D -m 644 etc/cernvm/$$name.conf $(DESTDIR)$(SYSCONFDIR)/cernvm/$$name.conf; done
 	set -e; for name in $(COMMANDS); do \
 	  $(call launcher,cernvm.cli.$$(echo $$name | tr - _),$(BINDIR)/$$name); done
+	$(call launcher,cernvm.cli.mount_cvmfs,$(SBINDIR)/mount.cvmfs)
+	$(call launcher,cernvm.cli.cvmfs_automount,$(GENERATORDIR)/cvmfsd-automount)
 	install -D -m 644 -t $(DESTDIR)$(UNITDIR) systemd/system/cernvm.target
 	install -D -m 644 -t $(DESTDIR)$(SYSUSERSDIR) systemd/sysusers.d/*.conf
 	install -D -m 644 -t $(DESTDIR)$(TMPFILESDIR) systemd/tmpfiles.d/*.conf

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import errno
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -20,8 +19,7 @@ import dbus
 import pytest
 
 from cernvm.cvmfs.publish import create_repository, publish_tree
-from cernvm.kit.proc import find_program
-from tests.support.cvmfs import Site, complaint, mounts_below, site, worker_of
+from tests.support.cvmfs import Site, complaint, gone, mounts_below, site, worker_of
 from tests.support.daemon import project_environment
 from tests.support.gate import Gate
 from tests.support.server import wait_until
@@ -101,7 +99,7 @@ def test_a_silent_worker_is_replaced_within_ten_seconds(here: Site) -> None:
         wait_until(lambda: new_worker(mounted, first), seconds=20, what="another worker")
     assert time.monotonic() - begun < 12, "8 s of silence, and the time to mount"
     assert (mounted / "small").read_bytes() == b"small\n"
-    assert not Path(f"/proc/{first}").exists()
+    assert gone(first)
     assert here.properties(mount)["Statistics"]["restarts"] == 1
     assert "no sign of life" in here.properties(mount)["LastError"]
 
@@ -134,7 +132,7 @@ def test_readers_do_not_notice_that_cvmfsd_is_killed_and_started_again(here: Sit
     assert here.refresh(mount) == 2
     here.call("Unmount", FQRN)
     assert not mounted.exists()
-    wait_until(lambda: not Path(f"/proc/{worker}").exists(), seconds=5, what="the worker's end")
+    wait_until(lambda: gone(worker), seconds=5, what="the worker's end")
 
 
 def test_a_worker_that_nobody_adopts_leaves_nothing(tmp_path: Path, web: Path) -> None:
@@ -142,8 +140,20 @@ def test_a_worker_that_nobody_adopts_leaves_nothing(tmp_path: Path, web: Path) -
         here.call("Mount", FQRN)
         worker = worker_of(here.mounts / FQRN)
         here.daemon.kill()
-        wait_until(lambda: not Path(f"/proc/{worker}").exists(), seconds=15, what="the worker's end")
+        wait_until(lambda: gone(worker), seconds=15, what="the worker's end")
         assert mounts_below(tmp_path) == []
+
+
+def test_a_worker_that_does_not_answer_the_next_cvmfsd_is_replaced(here: Site) -> None:
+    here.call("Mount", FQRN)
+    mounted = here.mounts / FQRN
+    worker = worker_of(mounted)
+    here.daemon.kill()
+    os.kill(worker, signal.SIGSTOP)
+    here.daemon.start()
+    wait_until(lambda: new_worker(mounted, worker), seconds=20, what="another worker")
+    assert (mounted / "small").read_bytes() == b"small\n"
+    assert gone(worker)
 
 
 def test_an_adopted_worker_that_dies_is_mounted_again(here: Site) -> None:
@@ -202,104 +212,6 @@ def reads(path: Path) -> bool:
         return False
 
 
-@contextmanager
-def small_disk(tmp_path: Path, megabytes: int) -> Iterator[Path]:
-    """A file system of its own, where a site's cache is."""
-    directory = tmp_path / "disk"
-    directory.mkdir()
-    (tmp_path / "site").mkdir()
-    (tmp_path / "site" / "cache").symlink_to(directory)
-    image = directory.with_suffix(".image")
-    with image.open("wb") as file:
-        file.truncate(megabytes << 20)
-    subprocess.run([find_program("mkfs.ext4"), "-q", "-m0", str(image)], check=True, timeout=30)
-    done = subprocess.run(
-        [find_program("mount"), "-o", "loop", str(image), str(directory)], capture_output=True, timeout=30, check=False
-    )
-    if done.returncode:  # no loop devices here
-        subprocess.run(
-            [find_program("mount"), "-t", "tmpfs", "-o", f"size={megabytes}m", "none", str(directory)],
-            check=True,
-            timeout=30,
-        )
-    shutil.rmtree(directory / "lost+found", ignore_errors=True)
-    try:
-        yield directory
-    finally:
-        subprocess.run([find_program("umount"), "-l", str(directory)], check=True, timeout=30)
-
-
-def test_a_full_cache_disk_gives_way_and_is_an_error_where_it_cannot(tmp_path: Path, web: Path) -> None:
-    with small_disk(tmp_path, 20) as cache:
-        with site(tmp_path / "site", web, {"CVMFS_KEYS_DIR": str(tmp_path / "keys")}) as here:
-            mount = here.call("Mount", FQRN)
-            mounted = here.mounts / FQRN
-            for number in range(8):
-                with (mounted / f"big{number}").open("rb") as file:
-                    assert len(file.read()) == SIZE, "the cache made room, although its limit is far away"
-            assert os.statvfs(mounted).f_blocks > 0
-            ballast = cache / "ballast"
-            with ballast.open("wb") as file, suppress(OSError):
-                while True:
-                    file.write(bytes(1 << 16))
-                    file.flush()
-            here.call("Wipe")
-            with ballast.open("ab") as file, suppress(OSError):
-                while True:
-                    file.write(bytes(4096))
-                    file.flush()
-            outcomes = [outcome(mounted / f"big{number}") for number in range(8)]
-            assert set(outcomes) <= {0, errno.ENOSPC, errno.EIO}
-            assert (mounted / "small").stat().st_size == 6
-            os.statvfs(mounted)
-            ballast.unlink()
-            assert len((mounted / "big7").read_bytes()) == SIZE
-            assert here.properties(mount)["State"] == "mounted"
-
-
-def outcome(path: Path) -> int:
-    try:
-        assert len(path.read_bytes()) == SIZE
-    except OSError as error:
-        return error.errno or -1
-    return 0
-
-
-def test_a_cache_disk_that_is_read_only_still_serves(tmp_path: Path, web: Path) -> None:
-    with small_disk(tmp_path, 40) as cache:
-        with site(tmp_path / "site", web, {"CVMFS_KEYS_DIR": str(tmp_path / "keys")}) as here:
-            here.call("Mount", FQRN)
-            mounted = here.mounts / FQRN
-            big = (mounted / "big0").read_bytes()
-            here.daemon.stop()
-            subprocess.run([find_program("mount"), "-o", "remount,ro", str(cache)], check=True, timeout=30)
-            here.daemon.start()
-            before = here.web.hits(f"/{FQRN}/data/")
-            here.call("Mount", FQRN)
-            assert (mounted / "big0").read_bytes() == big
-            assert here.web.hits(f"/{FQRN}/data/") == before, "all that was wanted is in the cache"
-            assert len((mounted / "big1").read_bytes()) == SIZE, "fetched into memory"
-            assert len((mounted / "small").read_bytes()) == 6
-            os.statvfs(mounted)
-            here.call("Unmount", FQRN)
-
-
-def test_a_flipped_bit_in_the_cache_is_noticed_by_the_next_worker_and_fetched_again(here: Site) -> None:
-    here.call("Mount", FQRN)
-    good = (here.mounts / FQRN / "big0").read_bytes()
-    digest = os.getxattr(here.mounts / FQRN / "big0", "user.hash").decode()
-    here.call("Unmount", FQRN)
-    stored = here.cache / digest[:2] / digest[2:]
-    with stored.open("r+b") as file:
-        file.seek(1_000_000)
-        byte = file.read(1)
-        file.seek(1_000_000)
-        file.write(bytes([byte[0] ^ 1]))
-    here.call("Mount", FQRN)
-    assert (here.mounts / FQRN / "big0").read_bytes() == good
-    assert stored.read_bytes() == good
-
-
 def test_a_reload_pauses_no_reader_and_keeps_open_files(here: Site) -> None:
     mount = here.call("Mount", FQRN)
     mounted = here.mounts / FQRN
@@ -317,7 +229,7 @@ def test_a_reload_pauses_no_reader_and_keeps_open_files(here: Site) -> None:
     assert [one for one in reader.failures if one != "No such file or directory"] == []
     assert len(reader.failures) <= 20, "only in the moment of the exchange is the path away"
     assert reader.longest < 1.0
-    wait_until(lambda: not Path(f"/proc/{old}").exists(), seconds=10, what="the old worker's end")
+    wait_until(lambda: gone(old), seconds=10, what="the old worker's end")
     assert here.properties(mount)["State"] == "mounted"
     assert here.properties(mount)["Statistics"]["restarts"] == 0
 

@@ -138,6 +138,14 @@ def worker_of(mounted: Path) -> int:
     return int(os.getxattr(mounted, "user.pid"))
 
 
+def gone(pid: int) -> bool:
+    """Whether a process has ended, also if nobody has taken its end yet."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
+    except OSError:
+        return True
+
+
 def complaint(error: dbus.DBusException) -> tuple[str, str]:
     """The last part of the error's name, and its sentence."""
     return str(error.get_dbus_name()).rpartition(".")[2], str(error.get_dbus_message())

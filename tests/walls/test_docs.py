@@ -16,6 +16,7 @@ DOCUMENTS = ["README.md", "ARCHITECTURE.md", "CONTRIBUTING.md", "NEWS.md"]
 LOOKS_LIKE_A_FILE = re.compile(r"^[\w.-]+(/[\w.-]+)*/?$")
 ENDINGS = (".py", ".md", ".toml", ".conf", ".service", ".target", ".list", ".sh", ".rst", ".spec", ".txt", ".in")
 BUILT = ("build/", ".venv/")
+WITHOUT_SUBCOMMANDS = {"cvmfsd-mount", "cvmfs_talk"}
 
 
 def named_files(text: str) -> set[str]:
@@ -78,7 +79,7 @@ def test_the_man_page_tells_every_subcommand(name: str) -> None:
     text = page_of(name)
     own = run(venv_program(name), "--help").partition("positional arguments:")[2]
     subcommands = re.findall(r"^    ([a-z][a-z-]*)\b", own, re.MULTILINE)
-    assert subcommands
+    assert subcommands or name in WITHOUT_SUBCOMMANDS
     assert [word for word in subcommands if f"**{word}**" not in text] == []
 
 

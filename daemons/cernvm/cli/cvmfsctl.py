@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""The command `cvmfsctl`: which repositories are mounted, mount one, unmount one, what they did.
+"""The command `cvmfsctl`: which repositories are mounted, mount one, unmount one, what they did, care of the cache.
 
 A leaf: it asks cvmfsd over D-Bus and prints.  Exit status 0 done, 1 failed, 2 the person's mistake.  One thread.
 """
@@ -16,8 +16,9 @@ from cernvm import __version__
 from cernvm.kit.bus import BusError, SyncBus
 from cernvm.kit.errors import EXIT_FAILED, EXIT_OK, NotFound, Problem, UserMistake
 
-NAME: Final = "ch.cern.cernvm.Cvmfs1"
-PATH: Final = "/ch/cern/cernvm/Cvmfs1"
+from .cvmfs_looking import NAME, PATH
+from .cvmfsctl_care import Unwell, add_care
+
 MOUNT: Final = "ch.cern.cernvm.Cvmfs1.Mount"
 PATIENCE: Final = 200.0
 """Seconds to wait for a mount: longer than cvmfsd itself waits for its servers."""
@@ -36,6 +37,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         complaint = "cvmfsd is not running on this bus" if error.name in NOBODY else str(error)
         print(f"cvmfsctl: {complaint}", file=sys.stderr)
         return UserMistake.exit_status if error.name.rpartition(".")[2] in MISTAKES else EXIT_FAILED
+    except Unwell as found:
+        return found.exit_status
     except Problem as error:
         print(f"cvmfsctl: {error}", file=sys.stderr)
         return error.exit_status
@@ -59,6 +62,7 @@ def _parser() -> argparse.ArgumentParser:
     numbers.add_argument("repository", metavar="REPOSITORY", nargs="?")
     numbers.add_argument("--json", action="store_true", help="print JSON for machines")
     numbers.set_defaults(command=_stat)
+    add_care(commands)
     return parser
 
 

@@ -199,7 +199,7 @@ class Cache:
                 cache_stamp.stamp(fd)
             known = os.fstat(fd)
             self._make_room(_round(known.st_size), name)
-            self._add(path, name, _round(known.st_size))
+            self._add(fd, path, name, _round(known.st_size))
             self._note(name, (known.st_ino, known.st_mtime_ns))
         except OSError as error:
             if error.errno in _FULL:
@@ -210,13 +210,14 @@ class Cache:
             with suppress(OSError):
                 path.unlink(missing_ok=True)
 
-    def _add(self, path: Path, name: str, size: int) -> None:
+    def _add(self, fd: int, path: Path, name: str, size: int) -> None:
         """Give the file at `path` its name."""
         target = self.path_of(name)
         with self._exclusive():
             used = self._read_usage()  # before the rename: the first time this counts what is there
             known = target.exists()
             path.rename(target)
+            fcntl.flock(fd, fcntl.LOCK_UN)  # it would keep the object here for as long as it is open
             self._write_usage(used + (0 if known else size))
 
     @contextmanager

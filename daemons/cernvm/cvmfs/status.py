@@ -96,7 +96,7 @@ class Status:
         content = self.client.view.tree.manifest.metainfo
         if content is None:
             return b""
-        return self.client.repository.objects.open(ObjectRef(content, Kind.METAINFO)).read_all()
+        return self.client.repository.objects.open(ObjectRef(content, Kind.METAINFO)).read_all().rstrip(b"\n")
 
     def public_keys(self) -> bytes:
         """The master keys that are trusted."""

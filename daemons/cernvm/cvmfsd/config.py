@@ -21,6 +21,8 @@ parameters_directory = string(default="/etc/cvmfs")
 mount_directory = string(default="/cvmfs")
 # Repositories that are mounted as soon as cvmfsd starts, separated by commas; others are mounted on request.
 repositories = list(default=list())
+# Repositories that systemd mounts when somebody first looks, separated by commas (after systemctl daemon-reload).
+automount = list(default=list())
 # Requests of the kernel that one repository answers at the same time; each may wait for the network.
 threads = integer(min=2, max=64, default=12)
 # Seconds that a program waits for the network before its request is answered with an error; the transfer goes on.
@@ -62,11 +64,12 @@ def configure(settings: Settings) -> Config:
     """The configuration in `settings`.  Raises UserMistake naming file, section and key."""
     own, cache = settings["cvmfsd"], settings["cache"]
     repositories = tuple(dict.fromkeys(name for name in own["repositories"] if name))
-    for name in repositories:
-        try:
-            check_fqrn(name)
-        except Mistake as error:
-            raise settings.mistake("cvmfsd", "repositories", str(error)) from error
+    for key in ("repositories", "automount"):
+        for name in filter(None, own[key]):
+            try:
+                check_fqrn(name)
+            except Mistake as error:
+                raise settings.mistake("cvmfsd", key, str(error)) from error
     for key in ("parameters_directory", "mount_directory"):
         if not Path(own[key]).is_absolute():
             raise settings.mistake("cvmfsd", key, f"{own[key]!r} is not an absolute path")

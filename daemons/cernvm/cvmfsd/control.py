@@ -130,6 +130,11 @@ class Control(BusObject):
         return found.checked, list(found.damaged)
 
     @prop("s")
+    def MountDirectory(self) -> str:
+        """Repositories appear below it."""
+        return str(self.supervisor.mount_directory)
+
+    @prop("s")
     def Workspace(self) -> str:
         """The directory of the cache, with the sockets of `cvmfs_talk`."""
         return str(self._caretaker.directory)

@@ -58,11 +58,14 @@ class Link:
             os.write(self._waker, b"!")
             self._connection.shutdown(socket.SHUT_RD)
 
-    def await_next(self, listener: socket.socket, seconds: float, greet: Callable[[], Sequence[wire.Message]]) -> bool:
+    def await_next(
+        self, listener: socket.socket, seconds: float | None, greet: Callable[[], Sequence[wire.Message]]
+    ) -> bool:
         """Wait for the next supervisor and greet it; False when none came, or the worker is to end."""
         if self._hung_up:
             return False
-        log.warning("the supervisor is gone; waiting %.0f s for the next one", seconds)
+        if seconds is not None:
+            log.warning("the supervisor is gone; waiting %.0f s for the next one", seconds)
         ready, _, _ = select.select([listener.fileno(), self._wake], [], [], seconds)
         if listener.fileno() not in ready or self._hung_up:
             return False

@@ -25,6 +25,14 @@ class State(Enum):
     STOPPING = "stopping"
 
 
+class End(Enum):
+    """How it ended with a worker."""
+
+    GONE = "the mount is to end with it"
+    DIED = "another one has to be started"
+    INHERITED = "another one has taken over"
+
+
 class Heir(NamedTuple):
     """A worker that has taken a mount over, and what it shows."""
 

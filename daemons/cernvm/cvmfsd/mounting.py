@@ -72,7 +72,7 @@ def device_of(point: Path) -> str | None:
         where = fields[4]
         for code, plain in _OCTAL.items():
             where = where.replace(code, plain)
-        if where == wanted:
+        if where == wanted and b" - autofs " not in line:  # a trigger, on which something may be mounted
             device = fields[2].decode()
     return device
 

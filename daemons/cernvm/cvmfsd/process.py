@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Final, Protocol
 
 import cernvm
+from cernvm.kit.errors import sentence
 
 from . import wire
 
@@ -194,21 +195,27 @@ async def start(counters_fd: int) -> Worker:
             *(sys.executable, "-m", "cernvm.cvmfsd.worker", str(theirs.fileno()), str(counters_fd)),
             stdin=asyncio.subprocess.DEVNULL,
             pass_fds=(theirs.fileno(), counters_fd),
-            env=_environment(),
+            env=environment(),
             cwd="/",
         )
     return Worker(process, *await asyncio.open_connection(sock=ours))
 
 
-async def orphans(cache: Path) -> list[Orphan]:
-    """Adopt the workers that an earlier daemon with this cache left running."""
-    found = await asyncio.gather(*(_adopted(path) for path in cache.glob(f"{wire.ORPHAN}*")))
-    return [one for one in found if one is not None]
+async def orphans(cache: Path) -> tuple[list[Orphan], list[str]]:
+    """Adopt the workers that an earlier daemon with this cache left running.
+
+    Those that give no answer are killed; second, the names of their repositories.
+    """
+    paths = list(cache.glob(f"{wire.ORPHAN}*"))
+    found = await asyncio.gather(*(_adopted(path) for path in paths))
+    lost = [path.name.removeprefix(wire.ORPHAN) for path, one in zip(paths, found, strict=True) if one is None]
+    return [one for one in found if one is not None], lost
 
 
 async def _adopted(path: Path) -> Orphan | None:
-    """Greet the worker behind a socket; None if there is none any more, and then its socket goes."""
+    """Greet the worker behind a socket; None if there is none, or none that answers."""
     connection = socket.socket(socket.AF_UNIX)
+    worker = None
     try:
         with wire.reachable(path) as address:
             connection.settimeout(GREETING)
@@ -220,17 +227,19 @@ async def _adopted(path: Path) -> Orphan | None:
         if isinstance(hello, wire.Hello) and isinstance(shows, wire.Shows):
             counters_fd = os.open(f"/proc/{pid}/fd/{hello.counters_fd}", os.O_RDWR | os.O_CLOEXEC)
             return Orphan(worker, hello, shows, counters_fd)
-        worker.release()
-    except (OSError, TimeoutError) as error:
-        connection.close()
-        if isinstance(error, ConnectionRefusedError):
-            path.unlink(missing_ok=True)
-        else:
-            log.warning("%s: the worker behind it is not adopted: %s", path, error)
+        log.warning("%s: worker %d does not say what it does", path, pid)
+    except ConnectionRefusedError:
+        log.info("%s: the worker behind it is gone", path)
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        log.warning("%s: the worker behind it is not adopted: %s", path, sentence(error))
+    connection.close()
+    if worker is not None:
+        worker.kill()
+    path.unlink(missing_ok=True)
     return None
 
 
-def _environment() -> dict[str, str]:
+def environment() -> dict[str, str]:
     """This process's, with the package findable also where it is not installed."""
     home = str(Path(cernvm.__file__).parents[1])
     others = os.environ.get("PYTHONPATH")

@@ -12,25 +12,26 @@ import logging
 import os
 from collections.abc import Callable
 from contextlib import suppress
-from enum import Enum
 from pathlib import Path
 from random import Random
 from typing import Final, TypeVar
 
 from cernvm.cvmfs.errors import NoRepository
-from cernvm.cvmfs.parameters import check_fqrn
+from cernvm.cvmfs.parameters import check_fqrn, config_repository
 from cernvm.kit.backoff import Backoff
 from cernvm.kit.errors import Problem, UserMistake, sentence
 
 from . import mounting, wire
 from .config import Config
-from .mount import Heir, Mount, Observer, State
+from .mount import End, Heir, Mount, Observer, State
 from .process import Orphan, Silent, Worker, orphans, start
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
 START: Final = 180.0
 """Seconds in which a worker has to have mounted; its own waits on the network are shorter."""
+CONFIGURATION: Final = 60.0
+"""Seconds that a mount waits for the configuration repository."""
 STOP: Final = 10.0
 """Seconds in which a worker has to have ended, before it is killed."""
 FILES: Final = 10.0
@@ -39,14 +40,6 @@ RESTARTS: Final = Backoff(first=0.1, cap=60.0, tries=40)
 """About half an hour, after which a mount that cannot be brought back is given up."""
 LONG_ENOUGH: Final = 120.0
 """Seconds after which a worker counts as having run well."""
-
-
-class End(Enum):
-    """How it ended with a worker."""
-
-    GONE = "the mount is to end with it"
-    DIED = "another one has to be started"
-    INHERITED = "another one has taken over"
 
 
 class Supervisor:
@@ -61,9 +54,24 @@ class Supervisor:
         self._leaving = False
         self.mounts: dict[str, Mount] = {}
 
+    @property
+    def mount_directory(self) -> Path:
+        """Repositories appear below it."""
+        return self._config.mount_directory
+
     async def adopt(self) -> None:
-        """Take over the workers that an earlier daemon left running; their mounts never stop."""
-        for orphan in await orphans(self._config.cache_directory):
+        """Take over the workers that an earlier daemon left running; their mounts never stop.
+
+        What had no worker any more, or one that does not answer, is mounted again.
+        """
+        found, lost = await orphans(self._config.cache_directory)
+        for fqrn in lost:
+            point = self._config.mount_directory / fqrn
+            if await _in_thread(mounting.is_mounted, point):
+                await _in_thread(mounting.abort, point)
+                await _in_thread(mounting.unmount, point, lazy=True)
+                self._new(fqrn)
+        for orphan in found:
             hello = orphan.hello
             mount = Mount(
                 hello.fqrn,
@@ -75,7 +83,12 @@ class Supervisor:
             self.mounts[mount.fqrn] = mount
             log.info("%s: worker %d of an earlier daemon is adopted", mount.fqrn, orphan.worker.pid)
             mount.keeper = asyncio.create_task(self._keep(mount, orphan), name=f"keep {mount.fqrn}")
-        await asyncio.gather(*(asyncio.wait_for(asyncio.shield(one.started), FILES) for one in self.mounts.values()))
+
+    def _new(self, fqrn: str) -> Mount:
+        mount = Mount(fqrn, self._config.mount_directory / fqrn)
+        self.mounts[fqrn] = mount
+        mount.keeper = asyncio.create_task(self._keep(mount), name=f"keep {fqrn}")
+        return mount
 
     async def mount(self, fqrn: str) -> Mount:
         """Return the mount of `fqrn`, made if need be.  Raises the worker's error, with its sentence."""
@@ -85,9 +98,7 @@ class Supervisor:
             await self._finished(mount)
             mount = self.mounts.get(fqrn)
         if mount is None:
-            mount = Mount(fqrn, self._config.mount_directory / fqrn)
-            self.mounts[fqrn] = mount
-            mount.keeper = asyncio.create_task(self._keep(mount), name=f"keep {fqrn}")
+            mount = self._new(fqrn)
         await asyncio.wait_for(asyncio.shield(mount.started), START + FILES)
         return mount
 
@@ -179,6 +190,8 @@ class Supervisor:
     async def _keep(self, mount: Mount, orphan: Orphan | None = None) -> None:
         """The life of one mount."""
         try:
+            if orphan is None:
+                await self._configuration_first(mount)
             await self._live(mount, orphan)
         except (Problem, OSError, TimeoutError) as error:
             self._observer.failed(mount.fqrn, sentence(error))
@@ -191,6 +204,15 @@ class Supervisor:
             if mount.revision:
                 self._observer.gone(mount)
             os.close(mount.counters_fd)
+
+    async def _configuration_first(self, mount: Mount) -> None:
+        """Mount the repository that configures the others, if there is one; its files are missed if it cannot be."""
+        try:
+            name = await asyncio.to_thread(config_repository, self._config.parameters_directory)
+            if name and name != mount.fqrn:
+                await asyncio.wait_for(self.mount(name), CONFIGURATION)
+        except (Problem, OSError, TimeoutError) as error:
+            log.warning("%s: without the configuration repository: %s", mount.fqrn, sentence(error))
 
     async def _live(self, mount: Mount, orphan: Orphan | None) -> None:
         delays = RESTARTS.delays(self._random)

@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping
 from typing import Final
 
 from cernvm import __version__
-from cernvm.cvmfs import errors
+from cernvm.cvmfs import errors, flags
 from cernvm.cvmfs.cache import Cache
 from cernvm.cvmfs.counters import Counter
 from cernvm.cvmfs.routes import plain
@@ -143,7 +143,8 @@ class Commands:
         if located is None or not located.entry.is_file:
             return "No such regular file"
         entry = located.entry
-        for part in [chunk.object for chunk in located.catalog.chunks(entry)] or [entry.object]:
+        chunks = located.catalog.chunks(entry) if entry.flags & flags.CHUNKED else ()
+        for part in [chunk.object for chunk in chunks] or [entry.object]:
             self._client.repository.objects.drop(part)
         return OK
 

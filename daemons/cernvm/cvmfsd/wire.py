@@ -12,7 +12,7 @@ import json
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from enum import Enum
 from pathlib import Path
 from typing import Final
@@ -50,11 +50,13 @@ class Task:
     log_level: str
     deadline: float
     """Seconds that a request of a program waits for the network before it is answered with an error."""
-    patience: float
-    """Seconds that the worker goes on without a supervisor."""
+    patience: float | None
+    """Seconds that the worker goes on without a supervisor; None: for ever."""
     point_created: bool
     replaces: bool
     """Another worker's mount is there, which this one takes away at the moment at which it has its own."""
+    parameter_files: list[str] = field(default_factory=list)
+    """Read only these; if there are none, what stands below `parameters_directory`."""
 
 
 @dataclass(frozen=True)

@@ -17,6 +17,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from enum import Enum, auto
 from pathlib import Path
 from random import Random
@@ -26,7 +27,7 @@ from cernvm.cvmfs.cache import Cache
 from cernvm.cvmfs.client import open_client
 from cernvm.cvmfs.counters import Counters
 from cernvm.cvmfs.errors import Revoked
-from cernvm.cvmfs.parameters import read_parameters
+from cernvm.cvmfs.parameters import MOUNTS, read_files, read_parameters
 from cernvm.cvmfs.status import Journal, Status
 from cernvm.kit import journal
 from cernvm.kit.errors import EXIT_FAILED, EXIT_OK, Problem, sentence
@@ -163,9 +164,14 @@ class Stop(Enum):
 
 
 def _serve(task: wire.Task, link: Link, counters: Counters, counters_fd: int) -> None:
-    parameters = read_parameters(task.fqrn, Path(task.parameters_directory))
+    alone = task.patience is None
+    if task.parameter_files:
+        parameters = read_files(task.fqrn, [Path(file) for file in task.parameter_files])
+    else:
+        mounts = MOUNTS if alone else Path(task.mount_point).parent
+        parameters = read_parameters(task.fqrn, Path(task.parameters_directory), mounts)
     cache = Cache(Path(task.cache_directory), task.cache_limit)
-    client = open_client(parameters, cache, counters)
+    client = open_client(parameters, cache, counters, alone=alone)
     client.repository.objects.patience = task.deadline
     point = Path(task.mount_point)
     if task.replaces:
@@ -173,6 +179,9 @@ def _serve(task: wire.Task, link: Link, counters: Counters, counters_fd: int) ->
     status = Status(client, parameters, Journal(), point)
     client.view.told = status.told()
     session = mount_view(wire.Choice(task.fuse), client.view, Teller(link, status.journal).tell, point, client.options)
+    if task.patience is None:
+        with suppress(PermissionError):
+            os.setsid()  # not before the mount: who mounts on a trigger of systemd's must be of its process group
     over = threading.Event()
 
     def serve() -> None:
