@@ -24,8 +24,7 @@ import dbus
 import pytest
 
 from cernvm.cvmfs.publish import create_repository, publish_tree
-from tests.real.test_cvmfsd_mounts import expected, external_data, tree
-from tests.support.cvmfs import Site, complaint, fixture, site
+from tests.support.cvmfs import Site, complaint, site
 from tests.support.gate import Gate
 from tests.support.server import wait_until
 
@@ -114,20 +113,6 @@ def world(request: pytest.FixtureRequest, top: Path, tmp_path_factory: pytest.Te
 
 def test_the_adapter_is_the_one_that_was_chosen(world: World) -> None:
     assert world.site.properties(world.mount)["Adapter"] == world.adapter
-
-
-@pytest.mark.parametrize("adapter", ADAPTERS)
-def test_the_mounted_tree_is_what_the_original_client_shows(tmp_path: Path, adapter: str) -> None:
-    published = fixture("small")
-    (tmp_path / "web").mkdir()
-    (tmp_path / "web" / "small.test.org").symlink_to(published / "repo")
-    keys = {"CVMFS_KEYS_DIR": str(published / "keys")}
-    with (
-        external_data(tmp_path / "external", published, "small.test.org") as external,
-        site(tmp_path / "site", tmp_path / "web", keys | external, f"fuse = {adapter}") as here,
-    ):
-        here.call("Mount", "small.test.org")
-        assert tree(here.mounts / "small.test.org") == expected(published)
 
 
 # --- reading

@@ -42,17 +42,18 @@ def external_data(directory: Path, published: Path, fqrn: str) -> Iterator[dict[
         yield {"CVMFS_EXTERNAL_URL": f"{web.url}/@fqrn@", "CVMFS_EXTERNAL_HTTP_PROXY": "DIRECT"}
 
 
+@pytest.mark.parametrize("adapter", ["kernel", "llfuse"])
 @pytest.mark.parametrize(
     ("name", "fqrn"), [("small", "small.test.org"), ("small-rmd160", "rmd160.test.org")], ids=["sha1", "rmd160"]
 )
-def test_the_mounted_tree_is_what_the_original_client_shows(tmp_path: Path, name: str, fqrn: str) -> None:
+def test_the_mounted_tree_is_what_the_original_client_shows(tmp_path: Path, name: str, fqrn: str, adapter: str) -> None:
     published = fixture(name)
     (tmp_path / "web").mkdir()
     (tmp_path / "web" / fqrn).symlink_to(published / "repo")
     keys = {"CVMFS_KEYS_DIR": str(published / "keys")}
     with (
         external_data(tmp_path / "external", published, fqrn) as external,
-        site(tmp_path / "site", tmp_path / "web", keys | external) as here,
+        site(tmp_path / "site", tmp_path / "web", keys | external, f"fuse = {adapter}") as here,
     ):
         here.call("Mount", fqrn)
         assert tree(here.mounts / fqrn) == expected(published)

@@ -14,10 +14,9 @@ from __future__ import annotations
 
 import threading
 from bisect import bisect_right
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Final, NamedTuple
+from typing import Final
 
 from . import flags, magic
 from .catalog import MAX_NAME, Chunk, Entry
@@ -34,79 +33,17 @@ from .errors import (
 )
 from .inodes import ROOT, Inode, InodeTable, Node, identity, inode_of
 from .objects import ObjectRef, Objects
-from .owners import OwnerMap
 from .prefetch import Prefetcher
+from .shown import Attributes, Changes, Listed, Listing, Policy, Usage
 from .symlinks import expand
 from .tree import Located, Tree
 from .xattrs import parse_xattrs
 
+__all__ = ["Attributes", "Changes", "Listed", "Listing", "Policy", "Usage", "View"]
 MAX_NEGATIVE: Final = 100_000
 """Names known not to exist that are remembered, to be taken back when a revision brings them."""
 MAX_ENTRIES: Final = 2**48
 """More than any repository has, and a number that every interface to a kernel can carry."""
-
-
-@dataclass(frozen=True)
-class Policy:
-    """How entries are shown."""
-
-    owner: tuple[int, int] | None = None
-    """(uid, gid) that everything belongs to; None: as in the catalogs, by way of `users` and `groups`."""
-    users: OwnerMap = field(default_factory=OwnerMap)
-    groups: OwnerMap = field(default_factory=OwnerMap)
-    world_readable: bool = False
-    variables: Mapping[bytes, bytes] = field(default_factory=dict)
-    """For $(NAME) in symbolic links."""
-    list_magic: magic.Visibility = magic.Visibility.ROOT_ONLY
-    protection: magic.Protection = field(default_factory=magic.Protection)
-
-
-@dataclass(frozen=True, slots=True)
-class Attributes:
-    """What stat(2) shows.  Sizes in bytes, times in nanoseconds."""
-
-    inode: Inode
-    mode: int
-    links: int
-    uid: int
-    gid: int
-    size: int
-    mtime_ns: int
-    device: int = 0
-
-
-class Listed(NamedTuple):
-    """One name of a listing; `mode` has only meaning in its type bits."""
-
-    name: bytes
-    inode: Inode
-    mode: int
-    located: Located
-
-
-class Listing(NamedTuple):
-    """What a directory of one revision holds, without `.` and `..`, sorted by name."""
-
-    tree: Tree
-    entries: tuple[Listed, ...]
-
-
-class Usage(NamedTuple):
-    """What statfs(2) shows: bytes of the cache, entries of the repository."""
-
-    total: int
-    free: int
-    entries: int
-
-
-@dataclass(frozen=True)
-class Changes:
-    """What a kernel has to forget after a switch of revisions."""
-
-    names: tuple[tuple[Inode, bytes], ...]
-    """(directory, name) whose answer, found or not found, is no longer true."""
-    directories: tuple[Inode, ...]
-    """Directories whose attributes or listings changed."""
 
 
 class View:
