@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import socket
 import subprocess
 import threading
@@ -17,15 +18,18 @@ import pytest
 
 from cernvm.cvmfs.cache import Cache
 from cernvm.cvmfs.counters import Counter, Counters
-from cernvm.cvmfs.errors import Mistake, ObjectCorrupt, ObjectMissing, Unreachable
+from cernvm.cvmfs.errors import Mistake, NoProxy, ObjectCorrupt, ObjectMissing, Unreachable
 from cernvm.cvmfs.fetch import Buffer
-from cernvm.cvmfs.http import DIRECT, Http, Span, Transport
+from cernvm.cvmfs.http import DIRECT, Failed, Http, Span, Transport
 from cernvm.cvmfs.network import connect, identity_in
 from cernvm.cvmfs.objects import Objects
+from cernvm.cvmfs.routes import Fault
 from cernvm.kit.proc import find_program
-from tests.support.cvmfs import fixture
+from tests.support.cvmfs import fixture, site
 from tests.support.farm import FQRN, CustomNginx, Farm, farm_in
 from tests.support.nginx import Nginx
+from tests.support.publisher import FQRN as CONFIGURING
+from tests.support.publisher import make_home, make_keys, plant
 from tests.support.relay import Relay, Spoil
 from tests.support.server import free_port
 
@@ -145,7 +149,7 @@ def test_proxies_are_discovered_and_remembered(farm: Farm, tmp_path: Path) -> No
     with closing(connect(parameters, Counters(), workspace)) as network:
         network.fetcher.fetch(".cvmfspublished", lambda: Buffer(1 << 20, "it"))
     (workspace / f"proxies.{FQRN}").unlink()
-    with pytest.raises(Unreachable, match="no proxy was discovered"):
+    with pytest.raises(NoProxy, match="no proxy was discovered"):
         connect(parameters, Counters(), workspace)
     parameters = farm.parameters(*lines, "CVMFS_HTTP_PROXY='auto;DIRECT'")
     with closing(connect(parameters, Counters(), workspace)) as network:
@@ -201,6 +205,51 @@ def test_redirects_are_followed_only_if_wanted(farm: Farm, tmp_path: Path) -> No
                 network.fetcher.fetch("loop", lambda: Buffer(1 << 20, "it"))
 
 
+ANSWERS: Final = """
+    location /302 { return 302 /elsewhere; }
+    location /400 { return 400; }
+    location /403 { return 403; }
+    location /404 { return 404; }
+    location /429 { return 429; }
+    location /503 { return 503; }
+    location /squid { add_header X-Squid-Error "ERR_DNS_FAIL 0" always; return 503; }
+    location /status { add_header Proxy-Status "here; error=dns_error" always; return 404; }
+    location /fine { add_header Proxy-Status "here; received-status=404" always; return 404; }
+"""
+
+
+class Unwanted(Buffer):
+    """A receiver for which every byte is wrong."""
+
+    def write(self, data: bytes) -> None:
+        raise ObjectCorrupt("the text of a refusal was taken for content")
+
+
+@pytest.mark.parametrize(
+    ("path", "direct", "proxied"),
+    [
+        ("302", Fault.SERVER, Fault.PROXY),
+        ("400", Fault.SERVER, Fault.SERVER),
+        ("403", Fault.SERVER, Fault.PROXY),
+        ("404", Fault.SERVER, Fault.SERVER),
+        ("429", Fault.BUSY, Fault.BUSY),
+        ("503", Fault.SERVER, Fault.SERVER),
+        ("squid", Fault.SERVER, Fault.PROXY),
+        ("status", Fault.SERVER, Fault.PROXY),
+        ("fine", Fault.SERVER, Fault.SERVER),
+    ],
+)
+def test_whose_fault_a_refusal_is(tmp_path: Path, path: str, direct: Fault, proxied: Fault) -> None:
+    with CustomNginx(tmp_path, ANSWERS) as port:  # to a client, a proxy that answers by itself looks like any server
+        http = Http(Transport(("http://127.0.0.1:1",)), Counters())
+        for proxy, fault in ((DIRECT, direct), (f"http://127.0.0.1:{port}", proxied)):
+            place = f"http://127.0.0.1:{port}/{path}"
+            with pytest.raises(Failed) as failed:
+                http.get(place, proxy, Unwanted(0, "it"), refresh=False)
+            assert failed.value.fault is fault
+        http.close()
+
+
 def test_https_is_spoken_and_an_unknown_authority_is_refused(farm: Farm, tmp_path: Path) -> None:
     key, certificate = tmp_path / "key.pem", tmp_path / "ca.pem"
     subject = ["-subj", "/CN=localhost", "-addext", "subjectAltName=DNS:localhost,IP:127.0.0.1"]
@@ -242,3 +291,25 @@ def test_retries_are_counted_and_end(farm: Farm) -> None:
     with closing(connect(parameters, counters, farm.directory)) as network, pytest.raises(Unreachable, match="429"):
         network.fetcher.fetch("x", lambda: Buffer(9, "it"))
     assert (counters[Counter.RETRIES], farm.servers[0].connections - before) == (3, 4)
+
+
+def test_the_configuration_repository_is_mounted_first_and_read(tmp_path: Path) -> None:
+    (tmp_path / "home").mkdir()
+    home = make_home(tmp_path / "home", make_keys(tmp_path / "private"))
+    plant(home.tree, {"etc/cvmfs/default.conf": b"CVMFS_MAGIC_XATTRS_VISIBILITY=never\n"})
+    home.publish()
+    web, keys = tmp_path / "web", tmp_path / "keys"
+    web.mkdir()
+    keys.mkdir()
+    (web / CONFIGURING).symlink_to(home.storage)
+    (web / FQRN).symlink_to(fixture("small") / "repo")
+    for key in (home.public, *(fixture("small") / "keys").glob("*.pub")):
+        shutil.copy(key, keys)
+    with site(tmp_path / "site", web, {"CVMFS_KEYS_DIR": str(keys)}) as here:
+        here.call("Mount", FQRN)
+        assert os.listxattr(here.mounts / FQRN) != []
+        here.call("Unmount", FQRN)
+        (here.parameters / "default.conf").write_text(f"CVMFS_CONFIG_REPOSITORY={CONFIGURING}\n")
+        here.call("Mount", FQRN)
+        assert (here.mounts / CONFIGURING / "etc/cvmfs/default.conf").exists()
+        assert os.listxattr(here.mounts / FQRN) == []

@@ -165,6 +165,14 @@ def test_a_member_of_a_group_is_drawn_and_kept() -> None:
         assert one.order(0.0)[3].name == "s"
 
 
+def test_without_a_reset_time_nothing_goes_home() -> None:
+    servers = Servers(["a", "b"], 0.0)
+    servers.failed("a", 0.0)
+    proxies = Proxies(groups("p;q"), 0.0, Random(1))
+    proxies.failed(plain("p"), 0.0)
+    assert (servers.order(1e9)[0], proxies.order(1e9)[0].name) == ("b", "q")
+
+
 def test_burned_members_are_last_until_the_reset() -> None:
     proxies = routes("a", "p|q;r;s").proxies
     first, second, *_ = proxies.order(0.0)

@@ -140,7 +140,7 @@ class Http:
                 self._prepare(handle)
             healthy = False
             try:
-                _Request(self, handle, url, proxy, receiver).carry_out(refresh, span)
+                _Request(self, handle, url, proxy, receiver, span).carry_out(refresh)
                 healthy = True
             finally:
                 if healthy:
@@ -188,32 +188,38 @@ class Http:
         kind, place = _authorities(transport.certificates)
         if place:
             handle.setopt(pycurl.CAINFO if kind == "file" else pycurl.CAPATH, place)
+            handle.setopt(pycurl.PROXY_CAINFO if kind == "file" else pycurl.PROXY_CAPATH, place)
 
 
 class _Request:
     """One attempt on a lent handle."""
 
-    def __init__(self, http: Http, handle: pycurl.Curl, url: str, proxy: str, receiver: Receiver) -> None:
+    def __init__(
+        self, http: Http, handle: pycurl.Curl, url: str, proxy: str, receiver: Receiver, span: Span | None
+    ) -> None:
         self._http = http
         self._handle = handle
         self._url = url
         self._proxy = proxy
         self._receiver = receiver
+        self._span = span
+        self._wanted = 200 if span is None else 206
+        self._status = 0
+        """Of the answer whose head came last."""
         self._received = 0
         self._broken: BaseException | None = None
         self._complaint = ""
         """What a proxy says about itself in the answer's head."""
 
-    def carry_out(self, refresh: bool, span: Span | None) -> None:
+    def carry_out(self, refresh: bool) -> None:
         """Raises Failed, and what the receiver raises."""
-        self._set(refresh, span)
+        self._set(refresh)
         started = time.monotonic()
         whole = False
         try:
             self._perform()
-            status = self._handle.getinfo(pycurl.RESPONSE_CODE)
-            if status != (200 if span is None else 206):
-                raise self._refused(status)
+            if self._status != self._wanted:
+                raise self._refused(self._status)
             whole = True
         finally:
             self._handle.unsetopt(pycurl.WRITEFUNCTION)
@@ -235,7 +241,8 @@ class _Request:
             except pycurl.error as second:
                 raise self._judged(second) from second
 
-    def _set(self, refresh: bool, span: Span | None) -> None:
+    def _set(self, refresh: bool) -> None:
+        span = self._span
         handle, timeout = self._handle, self._http.timeout(self._proxy)
         headers = ["Connection: Keep-Alive", "Cache-Control: no-cache" if refresh else "Cache-Control:"]
         headers.append("Pragma: no-cache" if refresh else "Pragma:")
@@ -253,6 +260,8 @@ class _Request:
 
     def _write(self, data: bytes) -> int:
         self._received += len(data)
+        if self._status != self._wanted:
+            return -1  # the text of a refusal
         try:
             self._receiver.write(data)
         except (CvmfsProblem, OSError) as error:
@@ -261,6 +270,10 @@ class _Request:
         return len(data)
 
     def _head(self, line: bytes) -> None:
+        if line.startswith(b"HTTP/"):
+            self._status = int(line[9:12]) if line[9:12].isdigit() else 0
+            self._complaint = ""
+            return
         name, _, value = line.partition(b":")
         name = name.lower()
         if name == b"x-squid-error" or (name == b"proxy-status" and b"error=" in value):
@@ -270,8 +283,10 @@ class _Request:
         code, text = error.args[0], error.args[1] if len(error.args) > 1 else "transfer failed"
         if self._broken is not None:
             return self._broken
-        if code == pycurl.E_HTTP_RETURNED_ERROR:
-            return self._refused(self._handle.getinfo(pycurl.RESPONSE_CODE))
+        if code == pycurl.E_HTTP_RETURNED_ERROR or (code == pycurl.E_WRITE_ERROR and self._status != self._wanted):
+            return self._refused(self._status)
+        if self._complaint and self._proxy != DIRECT:
+            return Failed(f"{text}, {self._complaint}", Fault.PROXY)  # about the tunnel that https needs
         if code in _UNRESOLVED:
             return Failed(text, _UNRESOLVED[code])
         return ServerFailed(text) if code in _OF_THE_SERVER else TransferFailed(text)

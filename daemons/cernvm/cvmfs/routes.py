@@ -65,7 +65,7 @@ class Try:
 
 
 class Servers:
-    """A ring with a pointer that stays on what works and goes home after a while."""
+    """A ring with a pointer that stays on what works and goes home `reset_after` seconds after it left (0: never)."""
 
     def __init__(self, names: Sequence[str], reset_after: float) -> None:
         self.names = tuple(names)
@@ -75,7 +75,7 @@ class Servers:
 
     def order(self, now: float) -> tuple[str, ...]:
         """All of them, the one to ask first in front."""
-        if self._left_home is not None and now - self._left_home > self._reset_after:
+        if _over(self._left_home, now, self._reset_after):
             self._at, self._left_home = 0, None
         return self.names[self._at :] + self.names[: self._at]
 
@@ -113,7 +113,7 @@ class Proxies:
 
     def order(self, now: float, key: str = "") -> tuple[Proxy, ...]:
         """All of them in the order of preference; with sharding `key` chooses within the group in use."""
-        if self._left_home is not None and now - self._left_home > self._reset_after:
+        if _over(self._left_home, now, self._reset_after):
             self._go_home()
         here = self.groups[self._at]
         if self._shard:
@@ -151,6 +151,11 @@ class Proxies:
     def _go_home(self) -> None:
         self._at, self._left_home = 0, None
         self._burned.clear()
+
+
+def _over(left: float | None, now: float, reset_after: float) -> bool:
+    """Whether it is time to go home; never, if `reset_after` is 0."""
+    return left is not None and reset_after > 0 and now - left > reset_after
 
 
 def _weight(proxy: Proxy, key: str) -> bytes:
