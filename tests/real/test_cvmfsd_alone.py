@@ -68,8 +68,7 @@ def test_cvmfsd_mount_mounts_without_a_daemon_and_two_share_one_cache(tmp_path: 
         workers = [worker_of(point) for point in points if is_mounted(point)]
         for point in points:
             unmount(point, lazy=True)
-    for worker in workers:
-        wait_until(lambda worker=worker: gone(worker), seconds=10, what="its end")
+    wait_until(lambda: all(map(gone, workers)), seconds=10, what="the workers' end")
 
 
 def test_cvmfsd_mount_in_the_foreground_ends_with_the_mount(tmp_path: Path, web: Nginx) -> None:
