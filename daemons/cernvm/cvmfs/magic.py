@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """Extended attributes that no catalog stores: what a mounted repository tells about itself and its entries.
 
-Names and formats are the original client's (docs/cvmfs-format.md, "Extended attributes"); values have no newline at
+Names and formats are the original client's (docs/cvmfs-format.md, "Computed attributes"); values have no newline at
 their end.  A long value is read in pages: `NAME~0` is the first, `NAME@0` the same below a line for people, `NAME~?`
 tells how many there are.  What the repository's catalogs say is computed here; what only the mount's process knows
 (its network, its uptime, ...) is given to it as `Told`.  Pure, but for those.

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""What a mount answers to each command of `cvmfs_talk`: names and answers of the original, docs/cvmfs-talk.md.
+"""What a mount answers to each command of `cvmfs_talk`: names and answers of the original, cvmfs_talk(1).
 
 A command that makes no sense for this client is answered by one sentence that says why.  Called from several threads;
 what it changes is thread-safe by itself.
