@@ -100,6 +100,8 @@ def test_cvmfsd_mount_ends_with_the_statuses_of_the_original(tmp_path: Path, web
     assert (refused.returncode, refused.stderr.count("\n")) == (15, 1)
     nowhere = parameter_file(tmp_path, "http://127.0.0.1:9")
     assert alone("cvmfsd-mount", "-o", f"config={nowhere}", FQRN, point).returncode == 16
+    lost = parameter_file(tmp_path, web.url, "CVMFS_HTTP_PROXY=auto", "CVMFS_PAC_URLS=http://127.0.0.1:9/wpad.dat")
+    assert alone("cvmfsd-mount", "-o", f"config={lost}", FQRN, point).returncode == 23
     (tmp_path / "file").touch()
     full = parameter_file(tmp_path, web.url, f"CVMFS_CACHE_BASE={tmp_path / 'file'}")
     assert alone("cvmfsd-mount", "-o", f"config={full}", FQRN, point).returncode == 9

@@ -169,6 +169,8 @@ def status_of(error: Problem) -> int:
         return SIGNATURE
     if isinstance(error, errors.CacheFull):
         return CACHE
+    if isinstance(error, errors.NoProxy):
+        return PROXY_DISCOVERY
     if isinstance(error, errors.CvmfsProblem):
         return CATALOG
     return OPTIONS if isinstance(error, UserMistake) else MOUNT
