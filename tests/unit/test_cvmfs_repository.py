@@ -112,6 +112,11 @@ def break_the_certificate(chain: Chain) -> None:
     (chain.root / certificate.path(Kind.CERTIFICATE)).write_bytes(zlib.compress(b"x"))
 
 
+def inflate_the_certificate(chain: Chain) -> None:
+    bomb = chain.store(bytes(64 << 20), Kind.CERTIFICATE)
+    chain.sign(replace(chain.manifest(), certificate=bomb.root_hash))
+
+
 def put_a_page_in_place_of_the_catalog(chain: Chain) -> None:
     chain.sign(chain.store(b"<html>" * 100, Kind.CATALOG))
 
@@ -137,6 +142,7 @@ def make_it_for_members_only(chain: Chain) -> None:
         (change_the_text, Malformed, "does not have the hash that it says"),
         (lose_the_whitelist, ObjectMissing, "no server has .cvmfswhitelist"),
         (break_the_certificate, ObjectCorrupt, "is corrupt"),
+        (inflate_the_certificate, ObjectCorrupt, "is longer than"),
         (put_a_page_in_place_of_the_catalog, Malformed, "cannot be read"),
         (make_it_for_members_only, Unsupported, "only members of a group"),
     ],

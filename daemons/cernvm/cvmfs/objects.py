@@ -45,6 +45,8 @@ _GIVE_WAY: Final = (0.5, 0.0, 0.0)
 """What is left of the cache at each try to write on a full disk; others may take what becomes free."""
 MAX_UNSIZED: Final = 4 << 30
 """Bytes that an object may inflate to whose size is not known beforehand."""
+_SMALL_KINDS: Final = {Kind.CERTIFICATE: 1 << 20, Kind.METAINFO: 16 << 20, Kind.HISTORY: 1 << 30}
+"""The same for kinds that are read into memory; a certificate is fetched before anything is known to be true."""
 _PIECE: Final = 1 << 20
 
 
@@ -102,7 +104,7 @@ class Verifier:
         self._fd = fd
         self._hasher = Hasher(ref.content.algorithm)
         self._inflater = zlib.decompressobj() if ref.compression is Compression.ZLIB else None
-        self._limit = MAX_UNSIZED if ref.size is None else ref.size
+        self._limit = _SMALL_KINDS.get(ref.kind, MAX_UNSIZED) if ref.size is None else ref.size
         self._stored_limit = self._limit + self._limit // 256 + 4096
         self._stored = 0
         self._written = 0
