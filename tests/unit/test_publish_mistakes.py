@@ -156,7 +156,7 @@ def test_the_command_makes_publishes_and_describes(
     assert json.loads(out)["root_hash"].endswith("-shake128")
     status, out, _ = command(capsys, "info", FQRN, "--storage", tmp_path / "s")
     assert status == 0
-    assert "revision           2\n" in out
+    assert "revision            2\n" in out
     status, out, _ = command(capsys, "resign", FQRN, *places, "--json")
     assert status == 0
     assert json.loads(out)["fqrn"] == FQRN

@@ -22,6 +22,7 @@ from cernvm.kit.errors import sentence
 from ..errors import CvmfsProblem, Mistake
 from ..hashes import Algorithm, ContentHash, Kind
 from .cutter import Cutter, Sizes
+from .deflate import fast_stream
 from .seen import Seen
 from .store import Store
 
@@ -137,7 +138,7 @@ class Depositor:
         cutter = Cutter(self._sizes)
         pieces: list[Piece] = []
         start = position = 0
-        incoming = self._store.incoming(self._algorithm)
+        incoming = self._store.incoming(self._algorithm, fast_stream)
         try:
             for block in blocks:
                 digest.update(block)
@@ -147,10 +148,12 @@ class Depositor:
                     pieces.append(Piece(start, cut - start, incoming.finish(Kind.CHUNK)))
                     begin, start = cut - position, cut
                     incoming.close()
-                    incoming = self._store.incoming(self._algorithm)
+                    incoming = self._store.incoming(self._algorithm, fast_stream)
                 incoming.write(memoryview(block)[begin:])
                 position += len(block)
                 self._on_bytes(len(block))
+            if position == 0:
+                return self.deposit_nothing()  # the one object of empty files that both servers have
             kind = Kind.CHUNK if pieces else Kind.FILE
             pieces.append(Piece(start, position - start, incoming.finish(kind)))
         finally:

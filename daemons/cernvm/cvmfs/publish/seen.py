@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Final, Self
 
-RECIPE: Final = 1
+RECIPE: Final = 2
 """Number of the way in which content becomes objects (engine, level, chunk sizes); another number forgets all."""
 _BATCH: Final = 1000
 _PIECE: Final = struct.Struct("<QQ20s")

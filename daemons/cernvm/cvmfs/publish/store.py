@@ -19,7 +19,7 @@ import fcntl
 import os
 import threading
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from io import BytesIO
 from itertools import count
@@ -31,6 +31,7 @@ from cernvm.kit.files import write_atomically
 
 from ..errors import CvmfsProblem, Malformed, Mistake, ObjectCorrupt
 from ..hashes import Algorithm, ContentHash, Hasher, Kind, parse_hash
+from .deflate import Compressor, zlib_stream
 
 MANIFEST: Final = ".cvmfspublished"
 WHITELIST: Final = ".cvmfswhitelist"
@@ -191,9 +192,9 @@ class Store:
         os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
         return path
 
-    def incoming(self, algorithm: Algorithm, level: int = zlib.Z_DEFAULT_COMPRESSION) -> Incoming:
-        """Begin to write an object."""
-        return Incoming(self, algorithm, level)
+    def incoming(self, algorithm: Algorithm, stream: Callable[[], Compressor] = zlib_stream) -> Incoming:
+        """Begin to write an object; `stream` begins its compression."""
+        return Incoming(self, algorithm, stream())
 
     def place(self, temporary: Path, content: ContentHash, kind: Kind) -> None:
         """Give a finished file its name, unless the object is there already.  Raises OSError."""
@@ -223,10 +224,10 @@ class Store:
 class Incoming:
     """An object on its way: compressed and hashed as it comes; small ones see the disk only if they are new."""
 
-    def __init__(self, store: Store, algorithm: Algorithm, level: int) -> None:
+    def __init__(self, store: Store, algorithm: Algorithm, compressor: Compressor) -> None:
         self._store = store
         self._hasher = Hasher(algorithm)
-        self._compressor = zlib.compressobj(level)
+        self._compressor = compressor
         self._held: list[bytes] = []
         self._size = 0
         self._file: BinaryIO | None = None
