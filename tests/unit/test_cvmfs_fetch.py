@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 from random import Random
 
@@ -12,8 +13,9 @@ from cernvm.cvmfs.counters import Counter, Counters
 from cernvm.cvmfs.errors import ObjectCorrupt, ObjectMissing, Unreachable
 from cernvm.cvmfs.fetch import Buffer, Fetcher, Throttle
 from cernvm.cvmfs.http import DIRECT, Failed, Receiver, ServerFailed, Span, TransferFailed, Transport
-from cernvm.cvmfs.routes import plain
+from cernvm.cvmfs.routes import Groups, plain
 from cernvm.kit.backoff import Backoff
+from tests.support.server import wait_until
 
 Answer = Callable[[], bytes]
 
@@ -225,3 +227,26 @@ def test_a_part_of_a_file_is_asked_for_as_such() -> None:
         "f", lambda: Judge(9, "it"), span=Span(5, 4)
     )
     assert spans == [Span(5, 4)]
+
+
+def test_proxies_are_looked_up_again_while_they_are_used() -> None:
+    network = Network()
+    asked = threading.Semaphore(0)
+
+    def renewed() -> Groups:
+        asked.release()
+        return [[plain("new")]]
+
+    transport = Transport(("http://a",), (("old",),), lookup_every=60)
+    fetcher = Fetcher(transport, network, Counters(), random=Random(1), clock=lambda: network.now, renew=renewed)
+    take(fetcher)
+    network.now = 60.0
+    take(fetcher)
+    assert not asked.acquire(blocking=False), "not yet"
+    network.now = 60.1
+    take(fetcher)
+    assert asked.acquire(timeout=20)
+    wait_until(lambda: fetcher.ways().proxy == "new", seconds=20, what="the new address in use")
+    take(fetcher)
+    assert [proxy for _, proxy, _ in network.asked][-1] == "new"
+    assert not asked.acquire(blocking=False), "once per period"
