@@ -3,23 +3,21 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 import shutil
 import signal
 import subprocess
-from collections.abc import Callable
 from datetime import UTC, datetime
-from functools import wraps
+from functools import partial
 from pathlib import Path
 from random import Random
-from typing import Any
 
 import pytest
 
 from cernvm.cvmfs.publish import publish_tree, read_manifest
 from tests.support.cvmfs import missing
 from tests.support.daemon import command_line, project_environment
+from tests.support.deadly import killed_at
 from tests.support.publisher import FQRN, Home, all_kinds, make_home, make_keys, plant, same
 from tests.support.publishing import CHECKER, check
 from tests.support.server import wait_until
@@ -94,7 +92,7 @@ def test_a_publisher_killed_between_any_two_writes_leaves_the_old_revision_or_th
     for write in range(1, 500):
         shutil.rmtree(home.storage)
         shutil.copytree(pristine, home.storage)
-        killed = publish_killed_at(write, home)
+        killed = killed_at(write, partial(publish_tree, FQRN, home.tree, home.storage, home.keys, jobs=1))
         new = (home.storage / ".cvmfspublished").read_bytes() != before
         outcomes.append(new)
         check(home.storage, home.public, FQRN, reflog_ahead=not new)
@@ -108,34 +106,6 @@ def test_a_publisher_killed_between_any_two_writes_leaves_the_old_revision_or_th
     assert not killed
     assert outcomes == sorted(outcomes), "once new, always new"
     assert outcomes.count(False) > 20
-
-
-def publish_killed_at(write: int, home: Home) -> bool:
-    """Publish in a process that kills itself before its `write`-th change of the disk; whether it came so far."""
-    process = multiprocessing.get_context("fork").Process(target=_publish_and_die, args=(write, home))
-    process.start()
-    process.join(60)
-    assert process.exitcode in (0, -signal.SIGKILL)
-    return process.exitcode != 0
-
-
-def _publish_and_die(write: int, home: Home) -> None:
-    done = 0
-
-    def deadly(change: Callable[..., Any]) -> Callable[..., Any]:
-        @wraps(change)
-        def changed(*arguments: Any, **options: Any) -> Any:
-            nonlocal done
-            done += 1
-            if done == write:
-                os.kill(os.getpid(), signal.SIGKILL)
-            return change(*arguments, **options)
-
-        return changed
-
-    for owner, name in ((Path, "rename"), (Path, "replace"), (Path, "unlink"), (os, "fsync"), (os, "fchmod")):
-        setattr(owner, name, deadly(getattr(owner, name)))
-    publish_tree(FQRN, home.tree, home.storage, home.keys, jobs=1)
 
 
 @pytest.mark.parametrize(

@@ -149,3 +149,13 @@ def test_threads_that_wait_for_a_failure_get_it_too_and_the_next_one_tries_again
     with pytest.raises(ObjectMissing):
         bench.objects.open(ref)
     assert len(bench.storage.taken) == before + 1
+
+
+@pytest.mark.timeout(20)
+def test_bytes_after_a_long_stream_are_corruption_and_not_an_endless_loop(bench: Bench) -> None:
+    content = bytes(2 << 20)  # longer than what is inflated at once
+    stored = zlib.compress(content) + b"x"
+    ref = bench.store(stored, ObjectRef(hash_of(stored), size=len(content)))
+    with pytest.raises(ObjectCorrupt, match="does not end where it should"):
+        bench.objects.open(ref)
+    assert bench.nothing_kept(ref)

@@ -81,7 +81,7 @@ ROWS: dict[str, tuple[str, str]] = {
         f"/big: the object {'ab' * 20} is missing",
     ),
     "a wrong kind": ("UPDATE catalog SET flags = 1 WHERE " + at("/big"), "/big: mode 100644 and flags 1 name diff"),
-    "an unknown hash": ("UPDATE catalog SET flags = 4 | (7 << 8) WHERE " + at("/big"), "/big: a catalog entry names the"),
+    "an unknown hash": ("UPDATE catalog SET flags = 4 | (7 << 8) WHERE " + at("/big"), "/big: a catalog entry"),
     "a name that is another's": ("UPDATE catalog SET name = 'x' WHERE " + at("/big"), "/x: the row's hash is not that"),
     "a lost parent": ("UPDATE catalog SET parent_1 = 1 WHERE " + at("/d/b"), "/: 1 rows cannot be reached"),
     "a chunk that is missing": ("DELETE FROM chunks WHERE offset = 0", "/cut: the chunk at "),
