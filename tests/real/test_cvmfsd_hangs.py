@@ -169,8 +169,9 @@ def test_an_adopted_worker_that_dies_is_mounted_again(here: Site) -> None:
     assert (mounted / "small").read_bytes() == b"small\n"
 
 
+@pytest.mark.parametrize("fuse", ["kernel", "llfuse"])
 def test_a_stalled_server_costs_its_readers_an_error_in_time_and_nobody_else_anything(
-    tmp_path: Path, web: Path
+    tmp_path: Path, web: Path, fuse: str
 ) -> None:
     with Gate(tmp_path / "gate", web) as gate:
         given = {
@@ -178,7 +179,7 @@ def test_a_stalled_server_costs_its_readers_an_error_in_time_and_nobody_else_any
             "CVMFS_SERVER_URL": f"{gate.url}/@fqrn@",
             "CVMFS_TIMEOUT_DIRECT": "60",
         }
-        with site(tmp_path / "site", web, given, "deadline = 5") as here:
+        with site(tmp_path / "site", web, given, f"deadline = 5\n        fuse = {fuse}") as here:
             here.call("Mount", FQRN)
             mounted = here.mounts / FQRN
             (mounted / "small").read_bytes()

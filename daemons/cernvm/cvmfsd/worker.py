@@ -44,8 +44,11 @@ SETTLE: Final = 2.0
 """Seconds after which the kernel is told again: an answer from before the switch may have come after the first time."""
 AGAIN: Final = 1.0
 """Seconds for which the same trouble is not told again."""
-PARKED: Final = 256
-"""Requests that the kernel adapter may keep waiting for the network, so that others are answered meanwhile."""
+PARKED: Final = {"kernel": 256, "llfuse": 64}
+"""Requests that an adapter may keep waiting for the network, so that others (df) are answered meanwhile.
+
+The kernel adapter starts its threads when they are needed, llfuse all at once.
+"""
 END: Final = 2.0
 """Seconds for the FUSE session to end once unmounted."""
 
@@ -186,7 +189,7 @@ def _serve(task: wire.Task, link: Link, counters: Counters, counters_fd: int) ->
 
     def serve() -> None:
         try:
-            session.serve(task.threads if session.name == "llfuse" else max(task.threads, PARKED))
+            session.serve(max(task.threads, PARKED[session.name]))
         finally:
             over.set()
             link.hang_up()
