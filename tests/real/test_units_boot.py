@@ -41,7 +41,7 @@ rm -rf etc/systemd/system etc/fstab
 mkdir -p etc/systemd/system opt/cernvm-venv
 cp -a "$TREE/." .
 "$SYSUSERS" --root="$PWD"
-"$NSPAWN" -q -D "$PWD" --register=no --keep-unit --console=pipe --private-network --bind=/dev/fuse \\
+"$NSPAWN" -q -D "$PWD" --register=no --keep-unit --console=pipe --private-network --bind=/dev/fuse --bind=/dev/autofs \\
     --bind="$SHARED:/mnt" --bind-ro="$ENVIRONMENT:/opt/cernvm-venv" -b
 find /sys/fs/cgroup/*/payload /sys/fs/cgroup/*/supervisor -depth -type d -exec rmdir {} + 2>/dev/null || true
 """
@@ -93,6 +93,11 @@ say content "$(cat /cvmfs/$FQRN/hello)"
 say content-for-agent "$(cat /proc/$(show copilot-agentd MainPID)/root/cvmfs/$FQRN/hello)"
 say capabilities "$(grep CapBnd /proc/$(show cvmfsd MainPID)/status)"
 
+worker() { /opt/cernvm-venv/bin/python -c "import os; print(os.getxattr('/cvmfs/$FQRN', 'user.pid').decode())"; }
+before=$(worker)
+systemctl restart cvmfsd
+say restarted "$(show cvmfsd ActiveState) $([ "$before" = "$(worker)" ] && echo same) $(cat /cvmfs/$FQRN/hello)"
+
 systemctl reload $UNITS; states reloaded
 
 for unit in $UNITS; do systemctl kill -s KILL --kill-whom=main $unit; done
@@ -109,6 +114,16 @@ gone() { [ -z "$(for unit in $UNITS; do show $unit ActiveState; done | grep -v i
 within gone; states stopped
 for unit in $UNITS; do say "result $unit" "$(show $unit Result)"; done
 say mounts-left "$(grep -c /cvmfs/ /proc/self/mountinfo)"
+
+printf '[cvmfsd]\\nautomount = %s,\\n' $FQRN > /etc/cernvm/cvmfsd.conf
+systemctl daemon-reload
+trigger=$(systemd-escape --path --suffix=automount /cvmfs/$FQRN)
+systemctl start $trigger
+say automount-waits "$(show $trigger ActiveState) $(show ${trigger%.automount}.mount ActiveState)"
+say automount-content "$(timeout 60 cat /cvmfs/$FQRN/hello 2>&1)"
+say automount-mounted "$(show ${trigger%.automount}.mount ActiveState)"
+systemctl stop $trigger ${trigger%.automount}.mount
+say automount-left "$(grep -c /cvmfs/ /proc/self/mountinfo)"
 
 say activated "$(property ch.cern.cernvm.CopilotStorage1 ResultsAccepted)"
 say activated-state "$(show copilot-storaged ActiveState)"
@@ -155,8 +170,9 @@ def seen(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     """What the script inside saw, by name."""
     if os.geteuid() != 0:
         missing("only root can boot a container")
-    if not Path("/dev/fuse").exists():
-        missing("/dev/fuse is not here")
+    for device in ("/dev/fuse", "/dev/autofs"):
+        if not Path(device).exists():
+            missing(f"{device} is not here")
     directory = tmp_path_factory.mktemp("units")
     shared, tree, scratch = directory / "shared", directory / "tree", directory / "scratch"
     for path in (shared, tree, scratch):
@@ -212,6 +228,17 @@ def test_cvmfsd_may_mount_and_read_and_nothing_else_of_root(seen: dict[str, str]
 def test_a_unit_survives_a_reload_and_is_started_again_after_a_kill(seen: dict[str, str], unit: str) -> None:
     assert seen[f"reloaded {unit}"] == "active"
     assert seen[f"killed {unit}"] == "active"
+
+
+def test_a_restart_of_cvmfsd_leaves_the_mounts_with_their_workers(seen: dict[str, str]) -> None:
+    assert seen["restarted"] == "active same hello from the repository"
+
+
+def test_a_configured_repository_is_mounted_when_somebody_first_looks(seen: dict[str, str]) -> None:
+    assert seen["automount-waits"] == "active inactive"
+    assert seen["automount-content"] == "hello from the repository"
+    assert seen["automount-mounted"] == "active"
+    assert seen["automount-left"] == "0"
 
 
 def test_a_repository_can_be_mounted_again_after_cvmfsd_was_killed(seen: dict[str, str]) -> None:
