@@ -40,7 +40,7 @@ FEW: Final = 64
 FEW_BYTES: Final = 512 << 10
 """A directory with so little comes along at its first missing file."""
 CHUNKS_AHEAD: Final = 3
-FREE_BYTES: Final = 16 << 20
+FREE_BYTES: Final = 48 << 20
 """Ahead at most this much, and `RATIO` times what was wanted and missing."""
 RATIO: Final = 4
 PAUSE: Final = 10.0
