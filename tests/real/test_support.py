@@ -27,8 +27,9 @@ def alive(pid: int) -> bool:
 def test_a_private_bus_is_there_and_then_gone(tmp_path: Path) -> None:
     with private_bus(tmp_path) as bus:
         assert bus.environment["DBUS_SYSTEM_BUS_ADDRESS"] == bus.address
-        assert alive(bus.pid)
-    assert not alive(bus.pid)
+        pid = bus.pid
+        assert alive(pid)
+    assert not alive(pid)
 
 
 def test_nginx_serves_a_tree_and_counts(tmp_path: Path) -> None:
