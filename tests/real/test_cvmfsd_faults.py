@@ -135,7 +135,7 @@ def test_a_killed_worker_is_replaced(here: Site) -> None:
     os.kill(first, signal.SIGKILL)
     wait_until(lambda: answers_with_another(mounted, first), seconds=20, what="a new worker")
     assert len((mounted / "README.txt").read_bytes()) == 41
-    assert here.properties(mount)["State"] == "mounted"
+    wait_until(lambda: here.properties(mount)["State"] == "mounted", seconds=10, what="the supervisor's word of it")
     assert here.properties(mount)["Statistics"]["restarts"] == 1
 
 
@@ -148,7 +148,8 @@ def test_a_worker_that_dies_while_the_server_is_away_comes_back_from_the_cache(h
     os.kill(first, signal.SIGKILL)
     wait_until(lambda: answers_with_another(mounted, first), seconds=30, what="the mount, from the cache alone")
     assert (mounted / "README.txt").read_bytes() == content
-    assert here.properties(mount)["State"] == "mounted"
+    # the path answers a moment before the worker's word of it has reached the supervisor
+    wait_until(lambda: here.properties(mount)["State"] == "mounted", seconds=10, what="the supervisor's word of it")
 
 
 def answers_with_another(mounted: Path, first: int) -> bool:

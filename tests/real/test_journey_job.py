@@ -74,7 +74,7 @@ def fetch(house: House, job_id: str, directory: Path) -> str:
 def test_a_job_runs_software_from_a_repository_and_its_result_comes_back_verified(house: House, tmp_path: Path) -> None:
     submitted = house.submit(job("first"))
     done = house.await_job(submitted, "done", "failed")
-    assert done["state"] == "done", done
+    assert done["state"] == "done", done["reason"]
     assert fetch(house, submitted, tmp_path / "results") == "c = 299792458 m/s\nfirst\n"
     assert (tmp_path / "results" / "_stdout").read_text() == "worked on first\n"
     assert done["usage"]["bytes_fetched"] > 0
@@ -87,7 +87,7 @@ def test_the_job_of_a_killed_agent_is_finished_by_another(house: House, tmp_path
     house.agents[victim].kill()
     wait_until(lambda: not processes_naming("/bin/tool 6 orphan"), seconds=5, what="the payload dying with its agent")
     done = house.await_job(submitted, "done", "failed", seconds=60)
-    assert done["state"] == "done", done
+    assert done["state"] == "done", done["reason"]
     assert done["attempt"] == 2
     assert victim not in done["agent"]
     assert fetch(house, submitted, tmp_path / "results").endswith("orphan\n")
@@ -101,7 +101,7 @@ def test_a_restarted_job_manager_loses_nothing_and_accepts_nothing_twice(house: 
     house.manager.start()
     for name, submitted in ids.items():
         done = house.await_job(submitted, "done", "failed", seconds=60)
-        assert done["state"] == "done", done
+        assert done["state"] == "done", done["reason"]
         assert done["attempt"] == 1, "nothing runs twice when its agent lives on"
         assert fetch(house, submitted, tmp_path / name).endswith(f"{name}\n")
     assert len(house.jobs()) == len(ids)
@@ -120,7 +120,8 @@ def test_a_job_that_meets_a_corrupt_object_fails_with_its_hash_and_the_cache_sta
     assert cached == []
     path.write_bytes(good)
     again = house.submit(job("lucky"), name="lucky")
-    assert house.await_job(again, "done", "failed", seconds=60)["state"] == "done"
+    done = house.await_job(again, "done", "failed", seconds=60)
+    assert done["state"] == "done", done["reason"]
 
 
 def _corrupt_object_of(repository: Repository, beginning: bytes) -> tuple[Path, bytes]:

@@ -17,8 +17,8 @@ from typing import Final, NamedTuple
 
 from cernvm.cvmfs.inodes import Inode
 
-SOON: Final = 1.0
-"""Seconds within which the second question comes."""
+SOON: Final = 0.2
+"""Seconds within which the second question comes: at once, but for a busy machine."""
 MOST: Final = 256
 
 
@@ -32,7 +32,7 @@ class Failure(NamedTuple):
 
 
 class Failures:
-    """The failures of the last second; each answers one question."""
+    """The failures of the last moment; each answers one question."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
