@@ -128,3 +128,11 @@ def test_the_next_chunks_of_a_large_file_come_along(tmp_path: Path, clock: Clock
     assert ahead.settled(20)
     assert files_taken(shown) == min(CHUNKS_AHEAD, len(chunks) - 1)
     ahead.close()
+
+
+def test_a_width_of_nothing_fetches_nothing_ahead(shown: StorageView, clock: Clock) -> None:
+    ahead = Prefetcher(shown.objects, width=0, clock=clock)
+    for name in ("module00.py", "module01.py", "../other/a.py"):
+        miss(shown, ahead, name)
+    assert ahead.settled(10)
+    assert files_taken(shown) == 0

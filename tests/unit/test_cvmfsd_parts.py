@@ -64,7 +64,7 @@ def test_only_fuse_errors_leave_a_handler(tmp_path: Path, error: Exception, numb
 @pytest.mark.parametrize(
     "message",
     [
-        wire.Task("a.b", "/cvmfs/a.b", "/etc/cvmfs", "/cache", None, 12, "auto", "info", 60, 5, True, False),
+        wire.Task("a.b", "/cvmfs/a.b", "/etc/cvmfs", "/cache", None, 12, "auto", "info", 16, 60, 5, True, False),
         wire.Hello("a.b", "/cvmfs/a.b", True, 7),
         wire.Ping(),
         wire.Unmount(),

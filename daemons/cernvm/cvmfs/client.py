@@ -21,7 +21,7 @@ from .network import EXTERNAL, Network, connect
 from .objects import Objects
 from .owners import OwnerMap, read_owner_map
 from .parameters import Parameters
-from .prefetch import Prefetcher
+from .prefetch import WIDTH, Prefetcher
 from .repository import Repository
 from .view import Changes, Policy, View
 
@@ -78,10 +78,13 @@ class Client:
         self.repository.objects.close()
 
 
-def open_client(parameters: Parameters, cache: Cache, counters: Counters, *, alone: bool = False) -> Client:
+def open_client(
+    parameters: Parameters, cache: Cache, counters: Counters, *, alone: bool = False, ahead: int = WIDTH
+) -> Client:
     """Fetch and verify the newest revision.  Raises Mistake and CvmfsProblem, each with one sentence.
 
-    `alone`: no cvmfsd stands behind it, so that more of the parameters count.
+    `alone`: no cvmfsd stands behind it, so that more of the parameters count.  `ahead`: transfers at a time of what
+    will be wanted soon.
     """
     fqrn = parameters.fqrn
     for refusal in parameters.refusals(alone=alone):
@@ -99,7 +102,7 @@ def open_client(parameters: Parameters, cache: Cache, counters: Counters, *, alo
     max_ttl = 60 * parameters.number("CVMFS_MAX_TTL", 0)
     repository = Repository(anchor, fetcher, objects, now=lambda: datetime.now(UTC), max_ttl=max_ttl, pin=pin)
     try:
-        view = View(repository.load(), objects, policy, counters, Prefetcher(objects))
+        view = View(repository.load(), objects, policy, counters, Prefetcher(objects, width=ahead))
     except BaseException:
         network.close()
         if external is not None:

@@ -22,6 +22,7 @@ from cernvm.cvmfs.cache import Cache
 from cernvm.cvmfs.cache_owner import CacheOwner
 from cernvm.cvmfs.counters import Counters
 from cernvm.cvmfs.parameters import Parameters, read_files, read_parameters
+from cernvm.cvmfs.prefetch import WIDTH
 from cernvm.kit.errors import Problem, UserMistake, sentence
 
 from . import mounting, wire
@@ -75,6 +76,7 @@ def _mount(fqrn: str, point: Path, settings: dict[str, Any]) -> int:
         threads=12,
         fuse=settings["fuse"],
         log_level="info",
+        fetch_ahead=WIDTH,
         deadline=DEADLINE,
         patience=None,
         point_created=False,

@@ -25,6 +25,8 @@ repositories = list(default=list())
 automount = list(default=list())
 # Requests of the kernel that one repository answers at the same time; each may wait for the network.
 threads = integer(min=2, max=64, default=12)
+# Transfers at a time of objects that will be wanted soon; 0: nothing is fetched before it is wanted.
+fetch_ahead = integer(min=0, max=64, default=16)
 # Seconds that a program waits for the network before its request is answered with an error; the transfer goes on.
 deadline = integer(min=5, max=3600, default=120)
 # Seconds that mounts go on without cvmfsd when it crashes or restarts; the next cvmfsd takes them over.
@@ -50,6 +52,7 @@ class Config:
     mount_directory: Path
     repositories: tuple[str, ...]
     threads: int
+    fetch_ahead: int
     deadline: float
     patience: float
     metrics: Path | int | None
@@ -80,6 +83,7 @@ def configure(settings: Settings) -> Config:
         mount_directory=Path(own["mount_directory"]),
         repositories=repositories,
         threads=own["threads"],
+        fetch_ahead=own["fetch_ahead"],
         deadline=own["deadline"],
         patience=own["patience"],
         metrics=_metrics(settings),

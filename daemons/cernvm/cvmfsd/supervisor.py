@@ -348,6 +348,7 @@ class Supervisor:
             threads=self._config.threads,
             fuse=self._config.fuse.value,
             log_level=self._log_level,
+            fetch_ahead=self._config.fetch_ahead,
             deadline=self._config.deadline,
             patience=self._config.patience,
             point_created=mount.point_created,

@@ -48,6 +48,8 @@ class Task:
     fuse: str
     """The value of a `Choice`."""
     log_level: str
+    fetch_ahead: int
+    """Transfers at a time of what will be wanted soon."""
     deadline: float
     """Seconds that a request of a program waits for the network before it is answered with an error."""
     patience: float | None

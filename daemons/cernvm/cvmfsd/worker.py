@@ -174,7 +174,7 @@ def _serve(task: wire.Task, link: Link, counters: Counters, counters_fd: int) ->
         mounts = MOUNTS if alone else Path(task.mount_point).parent
         parameters = read_parameters(task.fqrn, Path(task.parameters_directory), mounts)
     cache = Cache(Path(task.cache_directory), task.cache_limit)
-    client = open_client(parameters, cache, counters, alone=alone)
+    client = open_client(parameters, cache, counters, alone=alone, ahead=task.fetch_ahead)
     client.repository.objects.patience = task.deadline
     point = Path(task.mount_point)
     if task.replaces:
