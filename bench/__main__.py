@@ -15,6 +15,7 @@ from bench.figures import Figure, show, write
 from cernvm.kit.errors import EXIT_FAILED, EXIT_MISTAKE, EXIT_OK, Problem
 
 AREAS: Final[Mapping[str, str]] = {
+    "memory": "bench.memory",
     "publish": "bench.publish",
     "cvmfsd": "bench.cvmfsd",
     "cold": "bench.cold",
