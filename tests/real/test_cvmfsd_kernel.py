@@ -83,8 +83,20 @@ def test_what_was_read_once_reads_again_without_a_request(here: Site) -> None:
         assert not (root / "absent").exists()
 
     assert requests(here, mount, everything)["reads"] >= FILES
-    # a few pages that were read ahead may still arrive, or the kernel may need their memory: one pass of some is enough
-    assert {} in [requests(here, mount, everything) for _ in range(4)]
+    before = pages_come_back()
+    again = requests(here, mount, everything)
+    given_up = pages_come_back() - before
+    # Some machines page out idle memory on their own (DAMON); what the kernel gave up, and only that, it asks for again:
+    # a file's page by a read, and of a directory the whole listing when one page of it is missing.
+    assert set(again) <= {"reads", "listings"}
+    assert again.get("reads", 0) <= given_up
+    assert given_up or not again
+
+
+def pages_come_back() -> int:
+    """Pages of files that the kernel has had to bring back after giving them up, since it started (proc_vmstat(5))."""
+    numbers = dict(line.split() for line in Path("/proc/vmstat").read_text().splitlines())
+    return int(numbers["workingset_refault_file"])
 
 
 def interrupted(here: Site, gate: Gate, name: str, first: signal.Signals | None, last: signal.Signals) -> float:
