@@ -86,7 +86,7 @@ def test_what_was_read_once_reads_again_without_a_request(here: Site) -> None:
     before = pages_come_back()
     again = requests(here, mount, everything)
     given_up = pages_come_back() - before
-    # Some machines page out idle memory on their own (DAMON); what the kernel gave up, and only that, it asks for again:
+    # Some machines page out idle memory by themselves (DAMON); what the kernel gave up, and only that, is asked again:
     # a file's page by a read, and of a directory the whole listing when one page of it is missing.
     assert set(again) <= {"reads", "listings"}
     assert again.get("reads", 0) <= given_up
